@@ -70,8 +70,10 @@ lock: $(BIN)/uv ## Lock what pyproject.toml asks for, changing no more than it m
 upgrade: $(BIN)/uv ## Lock the newest versions that pyproject.toml allows
 	@$(resolve) --upgrade
 
-# The virtual environment. It is finished when $(stamp) says from what, and where, it was made; the stamp is written last.
+# The virtual environment. It is finished when $(stamp) says from what, and where, it was made: that is written last. One in which an
+# installation was interrupted may hold half a package, so it is made anew.
 stamp = $(VENV)/.made-from
+unfinished = $(VENV)/.unfinished
 made_from = $$(cat pyproject.toml setup.py Makefile $(LOCK) | cksum) $(CURDIR)
 usable = $(BIN)/python -c '' 2>/dev/null && grep -qF '$(CURDIR)/$(VENV)' $(BIN)/activate
 
@@ -80,19 +82,20 @@ venv:
 
 install:
 	@rm -f $(stamp)
-	@$(usable) || rm -rf $(VENV)
+	@if ! { $(usable); } || [ -e $(unfinished) ]; then rm -rf $(VENV); fi
 	@$(MAKE) -s --no-print-directory $(BIN)/uv
 	@[ -s $(LOCK) ] || { echo 'Locking what pyproject.toml asks for: $(LOCK)'; $(MAKE) --no-print-directory lock; }
 	@echo 'Installing $(LOCK) into $(VENV)'
+	@touch $(unfinished)
 	@$(UV) pip sync --compile-bytecode $(LOCK)
 	@$(UV) pip install --no-index --no-build-isolation --compile-bytecode --editable '$(project)' || \
 		{ echo '$(LOCK) lacks something that pyproject.toml asks for: make lock' >&2; exit 1; }
-	@echo "$(made_from)" > $(stamp)
+	@rm $(unfinished) && echo "$(made_from)" > $(stamp)
 
 $(BIN)/uv:
-	@for p in $(PYTHON); do if $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	@$(usable) || { for p in $(PYTHON); do if $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 		echo "Making $(VENV) with $$($$p --version)"; exec $$p -m venv --clear '$(CURDIR)/$(VENV)'; fi; done; \
 		echo 'No Python of version 3.11 or later, with venv, was found (tried: $(PYTHON)).' >&2; \
-		echo 'Install it (Debian, Ubuntu: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3.11' >&2; exit 1
+		echo 'Install it (Debian, Ubuntu: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3.11' >&2; exit 1; }
 	@awk '/^[a-zA-Z]/ {uv = /^uv==/} uv' $(LOCK) > $(VENV)/uv.txt 2>/dev/null; [ -s $(VENV)/uv.txt ] || echo uv > $(VENV)/uv.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement $(VENV)/uv.txt
