@@ -274,7 +274,7 @@ def bind_one(p:Param, v, where:str):
     except ValueError as e:
         raise ParameterError(f"parameter {p.name} must be {p.type}, not {e}", where=where, remedy=p.comment and f'{p.name}: {p.comment}') from e
 
-# %% ../nbs/api/02a_parameters.ipynb #15059206
+# %% ../nbs/api/02a_parameters.ipynb #6eda7a75
 def bind(
     nb:Notebook,
     given:dict, # {name: value}; a `Text` is converted
@@ -285,7 +285,7 @@ def bind(
     for k in given:
         if not params: raise ParameterError(f"unknown parameter {k}: the notebook has no parameters cell", where=nb.where(), remedy="tag a cell `parameters` and assign it there")
         if k not in params: raise ParameterError(f"unknown parameter {k}", where=nb.where(), remedy=did_you_mean(k, params))
-    missing = [k for k,p in params.items() if p.required and k not in given]
+    missing = [k for k,p in params.items() if p.required and p.type.name != 'Secret' and k not in given]
     if missing: raise ParameterError(f"parameter {missing[0]} has no value", where=nb.where(params[missing[0]].cell), remedy=f"give one with -p {missing[0]}=…, or a default in the notebook")
     return {k: bind_one(params[k], v, nb.where(params[k].cell)) for k,v in given.items()}
 
