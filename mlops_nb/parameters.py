@@ -289,12 +289,12 @@ def bind(
     if missing: raise ParameterError(f"parameter {missing[0]} has no value", where=nb.where(params[missing[0]].cell), remedy=f"give one with -p {missing[0]}=…, or a default in the notebook")
     return {k: bind_one(params[k], v, nb.where(params[k].cell)) for k,v in given.items()}
 
-# %% ../nbs/api/02a_parameters.ipynb #c495f69e
+# %% ../nbs/api/02a_parameters.ipynb #4c4efb9c
 def injected_source(
     values:dict, # {name: exact value}
     secrets=(), # names of secrets
 )->str: # source of the injected cell, '' if there is nothing to inject
     "The source of the cell that sets parameters"
     lines = [f'{k} = {to_source(v)}' for k,v in values.items()]
-    if secrets: lines += ['from mlops_nb.engine import secret'] + [f'{k} = secret({k!r})' for k in secrets]
+    if secrets: lines += ['from mlops_nb.kernel import secret'] + [f'{k} = secret({k!r})' for k in secrets]
     return '\n'.join(['# Parameters', *lines]) if lines else ''
