@@ -43,6 +43,7 @@ lab: venv ## Open JupyterLab; notebooks are cleaned as they are saved
 export: venv ## Bring the package and README.md in step with the notebooks, and clean these
 	$(BIN)/python setup.py export
 	$(BIN)/nbdev-clean
+	$(BIN)/python -c 'from mlops_nb.readme import write_readme; write_readme()'
 
 hooks: venv ## Export and clean at each commit; merge and compare notebooks cell by cell
 	$(BIN)/pre-commit install
@@ -51,7 +52,7 @@ hooks: venv ## Export and clean at each commit; merge and compare notebooks cell
 	git config diff.jupyternotebook.command '$(CURDIR)/$(BIN)/nbdev-diff-driver'
 
 dist: venv ## Build the sdist, and the wheel from it, into dist/
-	$(UV) build --no-build-isolation --clear
+	$(BIN)/uv build --no-build-isolation --clear
 
 clean: ## Remove what was built
 	rm -rf build dist _proc *.egg-info .pytest_cache
@@ -88,8 +89,8 @@ install:
 	@echo 'Installing $(LOCK) into $(VENV)'
 	@touch $(unfinished)
 	@$(UV) pip sync --compile-bytecode $(LOCK)
-	@$(UV) pip install --no-index --no-build-isolation --compile-bytecode --editable '$(project)' || \
-		{ echo '$(LOCK) lacks something that pyproject.toml asks for: make lock' >&2; exit 1; }
+	@$(BIN)/uv pip install --no-index --no-build-isolation --compile-bytecode --editable '$(project)' || \
+		{ echo 'If that asks for a package: $(LOCK) lacks it, and `make lock` puts it there.' >&2; exit 1; }
 	@rm $(unfinished) && echo "$(made_from)" > $(stamp)
 
 $(BIN)/uv:
