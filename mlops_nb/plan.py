@@ -83,10 +83,10 @@ def why(planner:Planner, name:str, parts:dict, unknown:dict)->list:
     found += [f'input {planner.pipeline.stages[name].text(k)} is made by {stage}, which runs' for k,stage in unknown.items()]
     return found or [planner.damaged.get(name) or 'its outputs are no longer stored']
 
-# %% ../nbs/api/07a_plan.ipynb #24de2012
+# %% ../nbs/api/07a_plan.ipynb #ae5af8c9
 def artifacts(row:dict)->dict: 
     "{parameter: Artifact} of a stage run's outputs"
-    return {k: Artifact(**v) for k,v in (row['outputs'] or {}).items()}
+    return {k: Artifact(**{f: v[f] for f in ('digest','name','size','kind')}) for k,v in (row['outputs'] or {}).items()}
 
 # %% ../nbs/api/07a_plan.ipynb #b9b3b9b5
 def look(
