@@ -133,15 +133,16 @@ known_keys = dict(
     seed    = ('0',                          _seed,  'of random, NumPy and PYTHONHASHSEED in each stage run'),
     engine  = ('papermill',                  _text,  'who executes notebooks: an engine registered with papermill'))
 
-# %% ../nbs/api/01_config.ipynb #4c3c8ef7
+# %% ../nbs/api/01_config.ipynb #9fc7d9f1
 def _check_section(name):
     "Refuse a section that is neither ours nor a plain environment's name"
     if name in ('DEFAULT', 'secrets') or re.fullmatch(r'trigger:\S.*', name): return
     special = dict(default='DEFAULT', secrets='secrets', trigger='trigger:NAME')
     near = get_close_matches(name.lower().partition(':')[0], special, n=1, cutoff=0.75)
     if near or not re.fullmatch(r'[\w.-]+', name):
-        remedy = f'did you mean [{special[near[0]]}]?' if near else 'sections: [DEFAULT], [secrets], [trigger:NAME], and one for each environment'
-        raise ConfigError(f'[{name}] is not a section of settings', where=f'settings.ini, [{name}]', remedy=remedy)
+        all_of = 'sections: [DEFAULT], [secrets], [trigger:NAME], and one for each environment'
+        raise ConfigError(f'[{name}] is not a section of settings', where=f'settings.ini, [{name}]',
+                          remedy=f'did you mean [{special[near[0]]}]?' if near else all_of)
 
 # %% ../nbs/api/01_config.ipynb #2c277e82
 def _check_secret(name, text):
@@ -150,7 +151,7 @@ def _check_secret(name, text):
     if not m or m[2]: raise ConfigError(f'the secret {name} stands in the file as text', where=f'settings.ini, [secrets] {name}',
                                         remedy=f'write {name} = ${{VAR}} and set that variable; change a secret that was ever in git')
 
-# %% ../nbs/api/01_config.ipynb #4cc354d4
+# %% ../nbs/api/01_config.ipynb #bec6d2f0
 def check_ini(
     ini:dict, # as `read_ini` gives it
 ):
@@ -161,7 +162,8 @@ def check_ini(
             for k,v in keys.items(): _check_secret(k, v)
         elif not name.startswith('trigger:'):
             for k in keys:
-                if k not in known_keys: raise ConfigError(f'there is no setting {k}', where=f'settings.ini, [{name}] {k}', remedy=did_you_mean(k, known_keys))
+                if k in known_keys: continue
+                raise ConfigError(f'there is no setting {k}', where=f'settings.ini, [{name}] {k}', remedy=did_you_mean(k, known_keys))
 
 # %% ../nbs/api/01_config.ipynb #79d1146f
 def pick_env(
@@ -183,7 +185,7 @@ def _winner(ini, env, key):
         if text: return text,section
     return known_keys[key][0],None
 
-# %% ../nbs/api/01_config.ipynb #b89851a5
+# %% ../nbs/api/01_config.ipynb #63b9ca59
 def resolve(
     ini:dict, # as `read_ini` gives it
     env:str, # a section, or None
@@ -195,7 +197,8 @@ def resolve(
     where = f'settings.ini, [{section}] {key}'
     full = expand(text, where) or known_keys[key][0]
     try: value = known_keys[key][1](root, full)
-    except ValueError as e: raise ConfigError(f'{key} must be {e}, not {full!r}', where=where, remedy=f'correct {key}, or leave it out') from None
+    except ValueError as e:
+        raise ConfigError(f'{key} must be {e}, not {full!r}', where=where, remedy=f'correct {key}, or leave it out') from None
     return value, ' '.join([f'[{section}]' if section else 'default', *(f'${m[1]}' for m in _var.finditer(text))])
 
 # %% ../nbs/api/01_config.ipynb #f65886e1
@@ -246,7 +249,7 @@ class Settings:
     def describe(self): return describe(self)
     def __repr__(self): return '\n'.join(f'{k:<8} {v}  ({o})' for k,v,o in self.describe())
 
-# %% ../nbs/api/01_config.ipynb #cee47264
+# %% ../nbs/api/01_config.ipynb #67096e48
 def describe(
     settings, # a `Settings`
 )->list: # of (key, value, where it came from), all text
@@ -257,16 +260,18 @@ def describe(
     for name,text in settings.secrets.sources.items():
         var = _var.fullmatch(text)[1]
         secrets.append((f'secret {name}', '***' if os.environ.get(var) else 'not set', f'${var}'))
-    triggers = [(f'trigger {name}', mask_url(' '.join(f'{k}={v}' for k,v in d.items())), 'settings.ini') for name,d in settings.triggers.items()]
+    texts = {name: ' '.join(f'{k}={v}' for k,v in d.items()) for name,d in settings.triggers.items()}
+    triggers = [(f'trigger {name}', mask_url(text), 'settings.ini') for name,text in texts.items()]
     return [('root', str(settings.root), ''), ('env', settings.env or '', ''), *keys, *paths, *secrets, *triggers]
 
-# %% ../nbs/api/01_config.ipynb #751bb148
+# %% ../nbs/api/01_config.ipynb #fbe8b863
 def trigger_settings(
     settings, # a `Settings`
     name:str, # of [trigger:name]
 )->dict:
     "The keys of one trigger, expanded"
-    if name not in settings.triggers: raise ConfigError(f'there is no trigger {name}', where='settings.ini', remedy=did_you_mean(name, settings.triggers))
+    if name not in settings.triggers:
+        raise ConfigError(f'there is no trigger {name}', where='settings.ini', remedy=did_you_mean(name, settings.triggers))
     return {k: expand(v, f'settings.ini, [trigger:{name}] {k}') for k,v in settings.triggers[name].items()}
 
 # %% ../nbs/api/01_config.ipynb #8c859952

@@ -37,6 +37,36 @@ def test_the_same_put_by_many_processes_at_once(tmp_path, move):
     assert os.listdir(tmp_path/'store'/'tmp') == [] and not (tmp_path/'store'/'damaged').exists()
 
 
+def put_and_publish_for_ever(root, n):
+    "New content, moved in and published to one place, again and again"
+    store, out = LocalStore(root/'store'), root/'out'
+    while n := n+1:
+        (out/'sub').mkdir(parents=True)
+        for i in range(5): (out/'sub'/f'{i}').write_bytes(f'{n} {i} '.encode()*20_000)
+        store.publish(store.put(out, move=True), root/'data'/'published')
+
+
+def test_a_writer_killed_at_any_moment_leaves_only_whole_things(tmp_path):
+    seen = set()
+    for n in range(12):
+        subprocess.run(['rm', '-rf', tmp_path/'out'], check=True)
+        p = multiprocessing.get_context('fork').Process(target=put_and_publish_for_ever, args=(tmp_path, n*10**6))
+        p.start(); time.sleep(0.05 + n*0.013); p.kill(); p.join()
+        store = LocalStore(tmp_path/'store')
+        for o in store.root.glob('objects/*/*'):
+            a = artifact_of(o/'out')
+            assert a.digest == o.name and store.verify(a)
+            seen.add(a.digest)
+        if (tmp_path/'data'/'published').exists(): assert digest_path(tmp_path/'data'/'published') in seen
+    litter = [o for d in (store.root/'tmp', tmp_path/'data') for o in d.glob('*.box.tmp')] + list((tmp_path/'data').glob('.*.box.tmp'))
+    for o in litter: os.utime(o, (0, 0))
+    store.sweep()
+    store.publish(store.put(tmp_path/'data'/'published'), tmp_path/'data'/'published')
+    (tmp_path/'x').write_text('x')
+    store.publish(store.put(tmp_path/'x'), tmp_path/'data'/'published')
+    assert os.listdir(tmp_path/'data') == ['published'] and os.listdir(store.root/'tmp') == [] and seen
+
+
 def remember(db, paths, barrier, queue):
     "Open one new cache together with others, learn, and write it down"
     barrier.wait()
