@@ -285,10 +285,9 @@ class LocalStore(Objects):
                 if home.exists(): self._aside(artifact.digest)
         fsync_path(home.parent)
 
-# %% ../nbs/api/03_store.ipynb #0b882e63
+# %% ../nbs/api/03_store.ipynb #afc77865
 extras = dict(s3='s3', s3a='s3') # protocol → the extra of mlops_nb that brings it
 
-# %% ../nbs/api/03_store.ipynb #66a4319f
 def _open_fs(url):
     "The file system of `url`, and the path in it"
     from fsspec import available_protocols
