@@ -14,7 +14,7 @@ VENV    = .venv
 BIN     = $(VENV)/bin
 UV      = $(BIN)/uv --quiet
 LOCK    = requirements.lock
-NBDEV_TEST = $(BIN)/nbdev-test nbs --skip_folder_re '^[_.]|^($(STAGES))$$'
+NBDEV_TEST = $(BIN)/nbdev-test nbs --skip-folder-re '^[_.]|^($(STAGES))$$'
 export UV_PYTHON = $(CURDIR)/$(BIN)/python
 # modules are compiled once, not at each import
 unexport PYTHONDONTWRITEBYTECODE
@@ -75,7 +75,7 @@ upgrade: $(BIN)/uv ## Lock the newest versions that pyproject.toml allows
 # installation was interrupted may hold half a package, so it is made anew.
 stamp = $(VENV)/.made-from
 unfinished = $(VENV)/.unfinished
-made_from = $$(cat pyproject.toml setup.py Makefile $(LOCK) | cksum) $(CURDIR)
+made_from = $$(cat pyproject.toml setup.py Makefile $(LOCK) 2>/dev/null | cksum) $(CURDIR)
 usable = $(BIN)/python -c '' 2>/dev/null && grep -qF '$(CURDIR)/$(VENV)' $(BIN)/activate
 
 venv:
@@ -88,10 +88,11 @@ install:
 	@[ -s $(LOCK) ] || { echo 'Locking what pyproject.toml asks for: $(LOCK)'; $(MAKE) --no-print-directory lock; }
 	@echo 'Installing $(LOCK) into $(VENV)'
 	@touch $(unfinished)
-	@$(UV) pip sync --compile-bytecode $(LOCK)
+	@$(UV) pip sync --compile-bytecode $(LOCK) && rm $(unfinished)
 	@$(BIN)/uv pip install --no-index --no-build-isolation --compile-bytecode --editable '$(project)' || \
 		{ echo 'If that asks for a package: $(LOCK) lacks it, and `make lock` puts it there.' >&2; exit 1; }
-	@rm $(unfinished) && echo "$(made_from)" > $(stamp)
+	@$(BIN)/python -m compileall -q $(PACKAGE)
+	@echo "$(made_from)" > $(stamp)
 
 $(BIN)/uv:
 	@$(usable) || { for p in $(PYTHON); do if $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
