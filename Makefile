@@ -37,8 +37,8 @@ test: venv ## Test the lessons of the notebooks, then run tests/
 	$(NBDEV_TEST)
 	$(BIN)/python -m pytest
 
-lab: venv ## Open JupyterLab; notebooks are cleaned as they are saved
-	$(BIN)/jupyter lab --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter
+lab: venv ## Open JupyterLab (ARGS=...); notebooks are cleaned as they are saved
+	$(BIN)/jupyter lab --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter $(ARGS)
 
 export: venv ## Bring the package and README.md in step with the notebooks, and clean these
 	$(BIN)/python setup.py export

@@ -16,9 +16,9 @@ lib = nbdev.get('lib_path', pyproject['project']['name'].replace('-', '_'))
 
 
 def notebooks():
-    "The notebooks that nbdev reads, relative to the root"
+    "The notebooks that are sources, relative to the root; what stages wrote into `data` is not"
     for d, ds, fs in os.walk(root/nbs):
-        ds[:] = [o for o in ds if o[0] not in '._']
+        ds[:] = [o for o in ds if o[0] not in '._' and o != 'data']
         yield from (Path(d, f).relative_to(root) for f in fs if f.endswith('.ipynb') and f[0] not in '._')
 
 
