@@ -42,7 +42,7 @@ def as_cell(index:int, raw:dict)->Cell:
     tags = tuple(raw.get('metadata', {}).get('tags', ()))
     return Cell(index, raw.get('cell_type', 'raw'), src if isinstance(src, str) else ''.join(src), tags, raw.get('outputs', []))
 
-# %% ../nbs/api/02_notebook.ipynb #3e0aa9ce
+# %% ../nbs/api/02_notebook.ipynb #a692f034
 @dataclass
 class Notebook:
     "A notebook that was read"
@@ -51,9 +51,9 @@ class Notebook:
 
     @cached_property
     def cells(self)->list: return [as_cell(i,o) for i,o in enumerate(self.raw['cells'], 1)]
-    @property
+    @cached_property
     def code(self)->list: return [o for o in self.cells if o.kind=='code' and o.source.strip()]
-    @property
+    @cached_property
     def name(self)->str: return Path(self.path).stem
     @property
     def kernel(self)->str: return self.raw.get('metadata', {}).get('kernelspec', {}).get('name', 'python3')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Workspace', 'Step', 'Planner', 'why', 'artifacts', 'look', 'make_plan', 'plan']
 
-# %% ../nbs/api/07a_plan.ipynb #3a2bca92
+# %% ../nbs/api/07a_plan.ipynb #ecb90994
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,15 +13,16 @@ from .code import CodeIndex
 from .pipeline import Pipeline, bind_pipeline, find_stage, load_pipeline
 from .source import open_source
 from .stage import causes, components, fingerprint, param_values
-from .store import Artifact, DigestCache, open_store
+from .content import Artifact, DigestCache
+from .store import open_store
 from .ledger import open_ledger
 
-# %% ../nbs/api/07a_plan.ipynb #15f36e96
+# %% ../nbs/api/07a_plan.ipynb #a0c2c238
 class Workspace:
     "What a project has: settings, store, ledger, remembered digests"
     def __init__(self, settings): self.settings = settings
     @cached_property
-    def store(self): return open_store(self.settings.store, self.settings.state/'cache'/'store')
+    def store(self): return open_store(self.settings.store, self.settings.state/'cache'/'store', self.digests)
     @cached_property
     def ledger(self): return open_ledger(self.settings.ledger)
     @cached_property
@@ -70,14 +71,14 @@ class Planner:
         "The components of a stage, as far as its inputs are known"
         return components(self.pipeline.stages[name], self.inputs(name, made), self.ws.settings.seed, self.index)
 
-# %% ../nbs/api/07a_plan.ipynb #a8a26e5a
+# %% ../nbs/api/07a_plan.ipynb #d6fc351b
 def why(planner:Planner, name:str, parts:dict, unknown:dict)->list:
     "The causes for which stage `name` would run; `unknown` is {input: stage that will make it}"
     if name in planner.forced: return ['forced']
     last = planner.lasts.get(name)
     old = last and last['components']
     if old: parts = {**parts, 'inputs': {k: old['inputs'].get(k, v) if k in unknown else v for k,v in parts['inputs'].items()}}
-    packages = old and old['environment'] != parts['environment'] and (planner.ws.ledger.run(last['run_id'])['settings'] or {}).get('environment')
+    packages = old and old['environment'] != parts['environment'] and planner.ws.ledger.environment(old['environment'])
     found = causes(planner.pipeline.stages[name], old, parts, packages)
     if not last and unknown: return found
     found += [f'input {planner.pipeline.stages[name].text(k)} is made by {stage}, which runs' for k,stage in unknown.items()]
@@ -88,7 +89,7 @@ def artifacts(row:dict)->dict:
     "{parameter: Artifact} of a stage run's outputs"
     return {k: Artifact(**{f: v[f] for f in ('digest','name','size','kind')}) for k,v in (row['outputs'] or {}).items()}
 
-# %% ../nbs/api/07a_plan.ipynb #b9b3b9b5
+# %% ../nbs/api/07a_plan.ipynb #b4c80d11
 def look(
     planner:Planner,
     names:list, # stages whose inputs are all known
@@ -98,10 +99,11 @@ def look(
     parts = {o: planner.parts(o, made) for o in names}
     prints = {o: fingerprint(v) for o,v in parts.items()}
     hits = planner.ws.ledger.hits([v for o,v in prints.items() if o not in planner.forced])
+    stored = planner.ws.store.has_many(a for o in hits.values() for a in artifacts(o).values())
     def step(o):
         hit = hits.get(prints[o]) if o not in planner.forced and o not in planner.damaged else None
         outs = artifacts(hit) if hit else {}
-        lost = [k for k,v in outs.items() if not planner.ws.store.has(v)]
+        lost = [k for k,v in outs.items() if v not in stored]
         if hit and not lost: return Step(o, 'cached', [], prints[o], parts[o], outs, hit)
         reasons = [f'its stored output {k} is missing or damaged' for k in lost if o not in planner.forced] or why(planner, o, parts[o], {})
         return Step(o, 'run', reasons, prints[o], parts[o])

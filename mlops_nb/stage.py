@@ -17,7 +17,7 @@ from .notebook import Notebook, cell_text, cell_tree, read_notebook, tree_text
 from .parameters import Text, bind, check_tagged, read_params, to_json, to_source
 from .code import CodeIndex, definitions
 
-# %% ../nbs/api/06_stage.ipynb #6e7f41d6
+# %% ../nbs/api/06_stage.ipynb #945d405a
 @dataclass
 class Stage:
     "A notebook and what it declares"
@@ -31,8 +31,8 @@ class Stage:
     def short_name(self)->str: 
         "The name without its number: `train` of `04_train`"
         return re.sub(r'^\d+[a-z]?_', '', self.name)
-    @property
-    def folder(self)->Path: return Path(self.nb.path).parent
+    @cached_property
+    def folder(self)->Path: return Path(self.nb.path).absolute().parent
 
     def of_type(self, *types)->dict: return {k: p for k,p in self.params.items() if p.type.name in types}
     @property
@@ -51,11 +51,11 @@ def is_url(path:str)->bool:
     "Is it `scheme://…`?"
     return bool(re.match(r'[a-zA-Z][\w+.-]+://', path))
 
-# %% ../nbs/api/06_stage.ipynb #68a8c868
+# %% ../nbs/api/06_stage.ipynb #c3746cf0
 def place(path:str, folder)->str: 
     "`path` as seen from `folder`: absolute, or a URL"
     if path.startswith('file://'): path = path[len('file://'):]
-    return path if not path or is_url(path) else os.path.normpath(os.path.join(os.path.abspath(folder), path))
+    return path if not path or is_url(path) else os.path.normpath(os.path.join(folder, path))
 
 # %% ../nbs/api/06_stage.ipynb #880e11ef
 def check_kernel(nb:Notebook):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['readable', 'secret_values', 'looks_whole', 'parquet_whole', 'json_whole', 'gzip_whole', 'check_output',
            'check_no_secret', 'Work', 'input_artifacts', 'paths', 'write_prepared', 'input_rows', 'start_work',
-           'keep_notebook', 'check_inputs', 'store_outputs', 'error_of', 'end_work', 'publish']
+           'keep_notebook', 'check_inputs', 'store_outputs', 'error_of', 'source_cell', 'end_work', 'publish']
 
 # %% ../nbs/api/08a_work.ipynb #a0233163
 import json, os, shutil, time, zipfile
@@ -198,7 +198,13 @@ def error_of(e:MlopsError)->dict:
     "An error as the ledger keeps it"
     return dict(kind='output', ename=type(e).__name__, evalue=str(e), what=e.what, where=e.where, remedy=e.remedy)
 
-# %% ../nbs/api/08a_work.ipynb #93182b8a
+# %% ../nbs/api/08a_work.ipynb #5c35d7a7
+def source_cell(work:Work, n:int)->int:
+    "The number in the source of cell `n` of the executed notebook"
+    at = next((o.index for o in work.stage.nb.cells if 'parameters' in o.tags), 0)
+    return n if n <= at else max(n-1, 1)
+
+# %% ../nbs/api/08a_work.ipynb #f53c9204
 def end_work(
     work:Work,
     result:dict, # of the executor
@@ -206,6 +212,7 @@ def end_work(
     "Check, store and write down what a stage run did"
     executed = keep_notebook(work)
     result.update(executed=str(work.executed) if executed else '', metrics=metrics_of(read_notebook(work.executed).raw) if executed else {}, outputs={})
+    if (result['error'] or {}).get('cell'): result['error'].update(cell=source_cell(work, result['error']['cell']), notebook=os.path.relpath(work.stage.nb.path, work.ws.settings.root))
     if result['status'] == 'completed':
         try: result['outputs'] = store_outputs(work)
         except StageError as e: result.update(status='failed', error=error_of(e))
