@@ -138,3 +138,14 @@ def test_every_requirement_has_a_floor():
     assert {'lab', 'docs', 'serve', 'dask', 'kubeflow', 's3', 'postgres', 'dev'} <= set(extras)
     asked = [Requirement(o) for o in sum(extras.values(), pyproject['project']['dependencies'])]
     assert not [str(o) for o in asked if not any(s.operator in ('>=', '==', '~=') for s in o.specifier)]
+
+
+def test_a_new_project_passes_its_own_demo_and_tests(wheel, tmp_path):
+    "As a user does it: nothing but make, twice; the second time all is cached"
+    run(sys.executable, '-m', 'mlops_nb.cli', 'new', 'late-flights', '--library', wheel, cwd=tmp_path)
+    project = tmp_path/'late-flights'
+    made = run('make', 'demo', cwd=project).stdout
+    assert '04_evaluate' in made and 'rmse' in made, made
+    assert (project/'requirements.lock').is_file() and (project/'late_flights'/'starter'/'prepare.py').is_file()
+    assert 'up to date' in run('make', 'demo', cwd=project).stdout
+    assert ' passed' in run('make', 'test', cwd=project).stdout
