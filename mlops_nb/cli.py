@@ -87,15 +87,16 @@ def worst(results)->str:
     "The status of several runs together"
     return 'completed' if all(o.status == 'completed' for o in results) else 'failed'
 
-# %% ../nbs/api/21_cli.ipynb #97686914
+# %% ../nbs/api/21_cli.ipynb #f3057b5f
 def tell_results(results, command:str):
     "Print what became of the runs"
-    from mlops_nb.show import console, failure_text, params_text, result_table
+    from mlops_nb.show import against_baseline, console, failure_text, params_text, result_table
     from rich.text import Text
     out = console()
     for r in results:
         out.print(f"\n[bold]{r.pipeline}[/]  run {r.run}  {params_text(r.params) if len(results) > 1 else ''}".rstrip())
         out.print(result_table(r))
+        for o in against_baseline(r.metrics): out.print(f'[bold green]{o}[/]')
         for o in r.failures: out.print(Text.from_ansi(failure_text(o, os.getcwd(), out.is_terminal)))
     for o in next_steps(results, command): out.print(o, soft_wrap=True)
 
