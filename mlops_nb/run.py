@@ -57,15 +57,16 @@ class RunResult:
         stages = [dict(stage=s.stage, status=s.status, seconds=round(s.seconds, 3), peak_mb=s.peak_mb, metrics=s.metrics) for s in self.stages]
         return dict(run=self.run, status=self.status, metrics=self.metrics, stages=stages)
 
-# %% ../nbs/api/09_run.ipynb #52c280b9
+# %% ../nbs/api/09_run.ipynb #ce12317b
 class ActiveRun:
     "A run of one pipeline, while it goes on"
     def __init__(self,
         planner:Planner,
         only=None, # names of the stages to run; default: all
         publishes:bool=True, # do its outputs appear at their default paths?
+        mapped:dict=None, # its values, where a pipeline is mapped over values
     ):
-        self.planner,self.publishes = planner,publishes
+        self.planner,self.publishes,self.mapped = planner,publishes,mapped or {}
         self.pipeline = planner.pipeline
         self.pending = set(only or self.pipeline.stages)
         self.made,self.steps,self.results = {},{},{}
@@ -284,7 +285,7 @@ def take_cached(run:ActiveRun, only:list):
         if step.status != 'cached': raise PipelineError(f"{step.stage} would have to run first: {step.causes[0]}", where=str(run.pipeline.folder), remedy=f"run without --only, or with --only {step.stage} before")
         run.made[step.stage] = step.outputs
 
-# %% ../nbs/api/09_run.ipynb #5d16f03b
+# %% ../nbs/api/09_run.ipynb #c6cdb779
 def start_runs(ws:Workspace, pipeline, params:dict, each:dict, only:list, force:bool)->list: # of ActiveRun
     "Check everything, then note in the ledger that the runs start"
     combos = each_params(pipeline, each or {})
@@ -294,7 +295,7 @@ def start_runs(ws:Workspace, pipeline, params:dict, each:dict, only:list, force:
         only_ = [find_stage(p, o) for o in only or ()]
         planner = Planner(ws, p, (only_ or p.stages) if force else (), index)
         index = planner.index
-        runs.append(ActiveRun(planner, only_, publishes=i==len(bound)-1))
+        runs.append(ActiveRun(planner, only_, i==len(bound)-1, combos[i]))
         if only_: take_cached(runs[-1], only_)
     return runs
 

@@ -116,10 +116,10 @@ class Lines:
         text = line_of(kind, data)
         if text: self.out.print(f"{_safe(label(run, stage, self.many))}  {text}")
 
-# %% ../nbs/api/09b_show.ipynb #bb7adcd5
+# %% ../nbs/api/09b_show.ipynb #1c4947b5
 def label(run, stage, many:bool)->str: 
     "The stage, and the run's values where there are many runs"
-    values = ' '.join(f'{k.rpartition(".")[2]}={v}' for k,v in dict.fromkeys(run.params.items())) if many else ''
+    values = ' '.join(f'{k}={v}' for k,v in run.mapped.items()) if many else ''
     return f'{stage or run.pipeline.name} {values}'.strip()
 
 # %% ../nbs/api/09b_show.ipynb #9cfe3c60
@@ -131,7 +131,7 @@ def line_of(kind:str, data)->str:
     if kind == 'damaged': return f'{styled("failed", "damaged")}: {_safe(data.what)}; it is made again'
     return ''
 
-# %% ../nbs/api/09b_show.ipynb #834b34d0
+# %% ../nbs/api/09b_show.ipynb #ac8a2c9a
 class Bars:
     "Draws a run in a terminal"
     def __init__(self, out=None, many:bool=False):
@@ -148,7 +148,7 @@ class Bars:
         if stage is None: return
         key = label(run, stage, self.many)
         if kind == 'start': self.rows[key] = dict(since=time.monotonic(), text='starting')
-        elif kind == 'cell' and key in self.rows: self.rows[key].update(data, text='')
+        elif kind == 'cell' and key in self.rows: self.rows[key].update(cell=data['cell'], total=data['total'], text=data['line'])
         elif kind == 'wait': self.rows[key] = dict(since=time.monotonic(), text='waits for another run that does this')
         elif kind != 'cell':
             self.rows.pop(key, None)
@@ -157,15 +157,15 @@ class Bars:
     def draw(self):
         t = table('', 'stage', 'time', 'cell', '')
         t.show_header = False
-        for k,o in list(self.rows.items()): t.add_row(f'[bold]{_safe(k)}[/]', seconds(time.monotonic()-o['since']), bar(o), _safe(o['text'] or o.get('line','')))
+        for k,o in list(self.rows.items()): t.add_row(f'[bold]{_safe(k)}[/]', seconds(time.monotonic()-o['since']), bar(o), _safe(o['text']))
         return t
 
-# %% ../nbs/api/09b_show.ipynb #118aa45f
+# %% ../nbs/api/09b_show.ipynb #707ec77b
 def bar(row:dict, width:int=20)->str:
     "How far through its cells a notebook is"
     if not row.get('total'): return ''
-    full = round(width*(row['index']-1)/row['total'])
-    return f"[green]{'━'*full}[/][dim]{'━'*(width-full)}[/] {row['index']}/{row['total']}"
+    full = round(width*(row['cell']-1)/row['total'])
+    return f"[green]{'━'*full}[/][dim]{'━'*(width-full)}[/] {row['cell']}/{row['total']}"
 
 # %% ../nbs/api/09b_show.ipynb #5b0780af
 def listener(many:bool=False):
