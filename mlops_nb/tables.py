@@ -90,12 +90,13 @@ def stamp(
     "A time as the ledger writes it"
     return (when or now()).isoformat(timespec='microseconds')
 
-# %% ../nbs/api/03c_tables.ipynb #29be0215
+# %% ../nbs/api/03c_tables.ipynb #33b937e9
 def insert_new(c, table, rows:list)->int: # how many were new; reliable for one row
     "Insert `rows`; leave those whose key exists"
-    from sqlalchemy.dialects import postgresql, sqlite
+    from importlib import import_module
+    dialect = import_module(f'sqlalchemy.dialects.{c.dialect.name}') # only the one in use: the other takes a tenth of a second
     if not rows: return 0
-    insert = (sqlite if c.dialect.name=='sqlite' else postgresql).insert(table).inline().on_conflict_do_nothing()
+    insert = dialect.insert(table).inline().on_conflict_do_nothing()
     return c.execute(insert, rows if len(rows) > 1 else rows[0], execution_options=dict(preserve_rowcount=True)).rowcount
 
 # %% ../nbs/api/03c_tables.ipynb #20523dcc
