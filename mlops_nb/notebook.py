@@ -79,15 +79,35 @@ def _upgrade(raw:dict, path)->dict:
     try: return json.loads(nbformat.writes(nbformat.reads(json.dumps(raw), as_version=4)))
     except Exception as e: raise NotebookError(f"not a notebook that can be read: {e}", where=str(path), remedy="open and save it in JupyterLab") from e
 
-# %% ../nbs/api/02_notebook.ipynb #60c49247
+# %% ../nbs/api/02_notebook.ipynb #8949305a
+def _is_text(v)->bool: 
+    "A string, or a list of strings, as nbformat has it"
+    return isinstance(v, str) or isinstance(v, list) and all(isinstance(o, str) for o in v)
+
+# %% ../nbs/api/02_notebook.ipynb #d467b9c5
+def _is_cell(o)->bool:
+    "Has this JSON the shape of a cell?"
+    if not isinstance(o, dict) or o.get('cell_type', 'raw') not in ('code','markdown','raw') or not _is_text(o.get('source', '')): return False
+    meta,outputs = o.get('metadata', {}), o.get('outputs', [])
+    return isinstance(meta, dict) and isinstance(meta.get('tags', []), list) and isinstance(outputs, list) and all(isinstance(v, dict) for v in outputs)
+
+# %% ../nbs/api/02_notebook.ipynb #2f11822c
+def _flaw(raw)->str:
+    "Why this JSON is no notebook; '' if it is one"
+    if not isinstance(raw, dict) or not isinstance(raw.get('cells'), list): return "it has no list of cells"
+    if raw.get('nbformat', 4) != 4: return f"its nbformat is {raw['nbformat']!r}"
+    meta = raw.get('metadata', {})
+    if not isinstance(meta, dict) or not all(isinstance(meta.get(k, {}), dict) for k in ('kernelspec','language_info')): return "its metadata can't be read"
+    return next((f"cell {i} is no cell" for i,o in enumerate(raw['cells'], 1) if not _is_cell(o)), '')
+
+# %% ../nbs/api/02_notebook.ipynb #1413adc2
 def parse_notebook(text, path='<memory>')->Notebook:
     "A `Notebook` from the text of an .ipynb file"
     try: raw = json.loads(text)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise NotebookError(f"not a notebook: its JSON doesn't parse ({e})", where=str(path), remedy="restore it from git, or save it again in JupyterLab") from e
-    if isinstance(raw, dict) and raw.get('nbformat', 4) < 4: raw = _upgrade(raw, path)
-    if not isinstance(raw, dict) or not isinstance(raw.get('cells'), list) or not all(isinstance(o, dict) for o in raw['cells']):
-        raise NotebookError("not a notebook: it has no list of cells", where=str(path), remedy="save it as .ipynb, nbformat 4")
+    if isinstance(raw, dict) and raw.get('nbformat', 4) in (1,2,3): raw = _upgrade(raw, path)
+    if flaw := _flaw(raw): raise NotebookError(f"not a notebook: {flaw}", where=str(path), remedy="save it in JupyterLab as .ipynb, nbformat 4")
     return Notebook(Path(path), raw)
 
 # %% ../nbs/api/02_notebook.ipynb #18f5f6eb

@@ -57,12 +57,16 @@ def place(path:str, folder)->str:
     if path.startswith('file://'): path = path[len('file://'):]
     return path if not path or is_url(path) else os.path.normpath(os.path.join(folder, path))
 
-# %% ../nbs/api/06_stage.ipynb #880e11ef
+# %% ../nbs/api/06_stage.ipynb #5de63f5c
 def check_kernel(nb:Notebook):
     "Refuse a notebook of another language"
     if nb.language not in ('python','python3','ipython'):
         raise NotebookError(f"a stage runs on Python, and this notebook's kernel is {nb.kernel} ({nb.language})", where=nb.where(),
             remedy="choose a Python kernel in JupyterLab, or run it with papermill inside a Python stage")
+    if nb.kernel in ('python','python3'): return
+    import nbformat
+    from mlops_nb.engine import check_kernel as installed
+    installed(nbformat.from_dict(nb.raw), nb.where())
 
 # %% ../nbs/api/06_stage.ipynb #6669a24e
 def check_paths(stage:Stage):
