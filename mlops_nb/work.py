@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['readable', 'secret_values', 'looks_whole', 'parquet_whole', 'json_whole', 'gzip_whole', 'check_output',
-           'check_no_secret', 'Work', 'input_artifacts', 'paths', 'write_prepared', 'input_rows', 'start_work',
-           'keep_notebook', 'check_inputs', 'store_outputs', 'error_of', 'source_cell', 'end_work', 'publish']
+           'check_no_secret', 'Work', 'input_artifacts', 'paths', 'write_prepared', 'leave', 'input_rows', 'start_work',
+           'keep_notebook', 'check_inputs', 'store_outputs', 'error_of', 'source_cell', 'end_work', 'give_up',
+           'publish']
 
-# %% ../nbs/api/08a_work.ipynb #a0233163
+# %% ../nbs/api/08a_work.ipynb #bd6a92f9
 import json, os, shutil, time, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from .core import MlopsError, ParameterError, StageError, atomic_copy, did_you_mean, writing
+from .core import MlopsError, NotebookError, ParameterError, StageError, StoreError, atomic_copy, did_you_mean, writing
 from .engine import metrics_of
 from .notebook import inject, read_notebook, write_notebook
 from .parameters import injected_source
 from .plan import Planner, Step, Workspace
 from .stage import Stage, param_values
+from .store import hold
 
 # %% ../nbs/api/08a_work.ipynb #9f8ad5b9
 def secret_values(settings, stage:Stage)->dict: # {name: value}
@@ -99,7 +101,7 @@ def check_no_secret(name:str, path:Path, secrets:dict, where:str=''):
         for k,v in secrets.items():
             if v.encode() in data: raise StageError(f"the Out {name} contains the secret {k} ({f.name})", where=where, remedy="don't write it; it was not stored")
 
-# %% ../nbs/api/08a_work.ipynb #4bd59f66
+# %% ../nbs/api/08a_work.ipynb #02d377ed
 @dataclass
 class Work:
     "One stage run under way"
@@ -110,6 +112,7 @@ class Work:
     id:str='' # of the stage run
     started:float=0. # seconds since the epoch
     secrets:dict=field(default_factory=dict, repr=False)
+    lock:int=None # file descriptor that says that the folder is in use
 
     @property
     def stage(self)->Stage: return self.planner.pipeline.stages[self.step.stage]
@@ -135,15 +138,24 @@ def paths(work:Work)->dict: # {parameter: path}
     sources = {k: o.local for k,o in work.planner.sources[work.stage.name].items()}
     return {**sources, **store, **{k: str(work.out(k)) for k in work.stage.outs}}
 
-# %% ../nbs/api/08a_work.ipynb #f48cc4f1
+# %% ../nbs/api/08a_work.ipynb #a3551b3f
 def write_prepared(work:Work)->Path:
     "Write the notebook that will be executed, with its parameters injected"
     plain = {k: v for k,v in work.stage.values.items() if k not in work.stage.of_type('In','Out','Secret')}
     dest = work.folder/f'{work.stage.name}.ipynb'
     with writing(dest, 'the temporary folder'):
+        work.folder.mkdir(parents=True, exist_ok=True)
+        work.lock = hold(work.folder)
         for k in work.stage.outs: work.out(k).parent.mkdir(parents=True, exist_ok=True)
         write_notebook(dest, inject(work.stage.nb, injected_source({**paths(work), **plain}, work.secrets)))
     return dest
+
+# %% ../nbs/api/08a_work.ipynb #6d5bc3b8
+def leave(work:Work):
+    "Remove the temporary folder"
+    shutil.rmtree(work.folder, ignore_errors=True)
+    if work.lock is not None: os.close(work.lock)
+    work.lock = None
 
 # %% ../nbs/api/08a_work.ipynb #3c1d7162
 def input_rows(work:Work)->dict: # {parameter: {digest, name, size, kind, path}}
@@ -204,23 +216,35 @@ def source_cell(work:Work, n:int)->int:
     at = next((o.index for o in work.stage.nb.cells if 'parameters' in o.tags), 0)
     return n if n <= at else max(n-1, 1)
 
-# %% ../nbs/api/08a_work.ipynb #f53c9204
+# %% ../nbs/api/08a_work.ipynb #4173d945
 def end_work(
     work:Work,
     result:dict, # of the executor
 )->dict: # result, with outputs (Artifacts), metrics and executed (a path)
     "Check, store and write down what a stage run did"
-    executed = keep_notebook(work)
-    result.update(executed=str(work.executed) if executed else '', metrics=metrics_of(read_notebook(work.executed).raw) if executed else {}, outputs={})
+    result.update(executed='', metrics={}, outputs={})
     if (result['error'] or {}).get('cell'): result['error'].update(cell=source_cell(work, result['error']['cell']), notebook=os.path.relpath(work.stage.nb.path, work.ws.settings.root))
-    if result['status'] == 'completed':
-        try: result['outputs'] = store_outputs(work)
-        except StageError as e: result.update(status='failed', error=error_of(e))
+    executed = None
+    try:
+        if executed := keep_notebook(work): result.update(executed=str(work.executed), metrics=metrics_of(read_notebook(work.executed).raw))
+        if result['status'] == 'completed': result['outputs'] = store_outputs(work)
+    except (StageError, StoreError, NotebookError) as e: result.update(status='failed', error=result['error'] or error_of(e))
     work.ws.ledger.end_stage(work.id, result['status'], outputs={k: {**vars(v), 'path': work.stage.text(k)} for k,v in result['outputs'].items()}, executed=executed and vars(executed),
         notebook_path=os.path.relpath(result['executed'], work.ws.settings.root) if executed else None,
         **{k: result.get(k) for k in ('seconds','cpu_seconds','peak_mb','metrics','error')})
-    shutil.rmtree(work.folder, ignore_errors=True)
+    leave(work)
     return result
+
+# %% ../nbs/api/08a_work.ipynb #e6fefc34
+def give_up(
+    work:Work,
+    error:dict, # from `error_of`
+):
+    "Write down a stage that couldn't be started"
+    row = dict(stage=work.stage.name, fingerprint=work.step.fingerprint, cause='; '.join(work.step.causes))
+    if work.id: work.ws.ledger.end_stage(work.id, 'failed', error=error)
+    else: work.ws.ledger.add_stages(work.run, [dict(row, status='failed', error=error)])
+    if work.id: leave(work)
 
 # %% ../nbs/api/08a_work.ipynb #d3f9f0e2
 def publish(
