@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from difflib import get_close_matches
 from pathlib import Path
 
-# %% ../nbs/api/00_core.ipynb #6c21fd3f
+# %% ../nbs/api/00_core.ipynb #0c9ace67
 class MlopsError(Exception):
     """Anything that mlops_nb refuses or fails to do; draw the tree and you have the whole vocabulary.
 
@@ -39,7 +39,9 @@ class MlopsError(Exception):
         self.what,self.where,self.remedy = what,where,remedy
         super().__init__(what)
 
-    def __str__(self): return '\n'.join(o for o in (self.what, self.where and f'  at {self.where}', self.remedy and f'  → {self.remedy}') if o)
+    def __str__(self):
+        lines = self.what, self.where and f'  at {self.where}', self.remedy and f'  → {self.remedy}'
+        return '\n'.join(o for o in lines if o)
     def __reduce__(self): return type(self), (self.what, self.where, self.remedy)
 
 # %% ../nbs/api/00_core.ipynb #07816953
@@ -126,12 +128,12 @@ def now()->datetime:
     "This moment, in UTC"
     return datetime.now(timezone.utc)
 
-# %% ../nbs/api/00_core.ipynb #1ce161c4
+# %% ../nbs/api/00_core.ipynb #553aee3e
 def new_id(
     when:datetime=None, # default: now
-)->str: # e.g. 20130704-120000-1f3a9c
+)->str: # e.g. 20130704-120000-1f3a9c07
     "An id that sorts by time"
-    return f"{(when or now()):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    return f"{(when or now()):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
 
 # %% ../nbs/api/00_core.ipynb #c72e79d6
 def fsync_path(path):

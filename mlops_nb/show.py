@@ -8,9 +8,10 @@ __all__ = ['styles', 'seconds', 'number', 'metrics_text', 'against_baseline', 'c
            'params_text', 'took', 'runs_table', 'stages_of', 'run_head', 'show_run', 'output_text', 'log_text',
            'executed_notebook', 'stage_logs']
 
-# %% ../nbs/api/09b_show.ipynb #8d699b0b
+# %% ../nbs/api/09b_show.ipynb #40535704
 import json, os, re, time
 from pathlib import Path
+from types import SimpleNamespace
 from .core import PipelineError, did_you_mean, now
 
 # %% ../nbs/api/09b_show.ipynb #772b47d3
@@ -20,15 +21,20 @@ def seconds(s)->str:
     if s < 60: return f'{s:.1f} s'
     return f'{int(s)//60} min {int(s)%60:02} s' if s < 3600 else f'{int(s)//3600} h {int(s)%3600//60:02} min'
 
-# %% ../nbs/api/09b_show.ipynb #7555fd8b
-def number(v)->str: 
+# %% ../nbs/api/09b_show.ipynb #97e629ff
+def number(v)->str:
     "A metric for people"
-    return f'{v:,.4g}' if isinstance(v, float) and abs(v) < 1e4 else f'{v:,.0f}' if isinstance(v, float) else f'{v:,}' if type(v) is int else str(v)
+    if isinstance(v, float): return f'{v:,.4g}' if not abs(v) >= 1e4 else f'{v:,.0f}'
+    return f'{v:,}' if type(v) is int else str(v)
 
-# %% ../nbs/api/09b_show.ipynb #03a08a32
-def metrics_text(metrics:dict)->str: 
+# %% ../nbs/api/09b_show.ipynb #4e25b838
+def metrics_text(
+    metrics:dict, # {name: number}
+    most:int=4, # how many to show
+)->str:
     "Metrics on one line"
-    return ' · '.join(f'{k} {number(v)}' for k,v in (metrics or {}).items())
+    shown = [f'{k} {number(v)}' for k,v in (metrics or {}).items()]
+    return ' · '.join(shown[:most] + ([f'{len(shown)-most} more'] if len(shown) > most else []))
 
 # %% ../nbs/api/09b_show.ipynb #337da2ba
 def against_baseline(metrics:dict)->list: # lines
@@ -36,8 +42,8 @@ def against_baseline(metrics:dict)->list: # lines
     pairs = [(k, v, metrics[f'baseline_{k}']) for k,v in metrics.items() if f'baseline_{k}' in metrics]
     return [f'{k.replace("_", " ")} {number(v)}, the baseline {number(b)} ({v-b:+.4f})' for k,v,b in pairs]
 
-# %% ../nbs/api/09b_show.ipynb #9b528883
-styles = dict(completed='green', cached='cyan', failed='bold red', skipped='yellow', stopped='yellow', running='bold', pending='dim', run='bold')
+# %% ../nbs/api/09b_show.ipynb #4514b251
+styles = dict(completed='green', cached='cyan', failed='bold red', skipped='yellow', stopped='yellow', running='bold', run='bold')
 
 # %% ../nbs/api/09b_show.ipynb #16900fd2
 def console(stderr:bool=False):
@@ -66,39 +72,61 @@ def _safe(text)->str:
     from rich.markup import escape
     return escape(str(text))
 
-# %% ../nbs/api/09b_show.ipynb #e7563bd3
-def result_table(r):
-    "The table of a `RunResult`"
-    rows = [(o.stage, styled(o.status), seconds(o.seconds) if o.status in ('completed','failed') else '', f'{o.peak_mb:,.0f} MB' if o.peak_mb else '',
-             _safe(metrics_text(o.metrics) or (', '.join(o.causes) if o.status == 'skipped' else ''))) for o in r.stages]
-    return table('', 'stage', 'status', 'time', 'memory', 'metrics', rows=rows, right=('time','memory'))
+# %% ../nbs/api/09b_show.ipynb #353e4d6a
+def result_table(
+    r, # a `RunResult`
+    most:int=4, # metrics of a stage to show
+):
+    "The table of a run's stages"
+    def row(o):
+        took = seconds(o.seconds) if o.status in ('completed','failed') else ''
+        text = metrics_text(o.metrics, most) or (', '.join(o.causes) if o.status == 'skipped' else '')
+        return o.stage, styled(o.status), took, f'{o.peak_mb:,.0f} MB' if o.peak_mb else '', _safe(text)
+    return table('', 'stage', 'status', 'time', 'memory', 'metrics', rows=map(row, r.stages), right=('time','memory'))
 
-# %% ../nbs/api/09b_show.ipynb #1dbdf451
+# %% ../nbs/api/09b_show.ipynb #3c7dad43
 def plan_table(steps):
     "The table of a plan"
-    rows = [(o.stage, styled('cached', 'up to date') if o.status == 'cached' else styled('run', 'would run'), _safe('\n'.join(o.causes))) for o in steps]
-    return table('', 'stage', '', 'why', rows=rows)
+    words = dict(cached=styled('cached', 'up to date'), run=styled('run', 'would run'))
+    return table('', 'stage', '', 'why', rows=[(o.stage, words[o.status], _safe('\n'.join(o.causes))) for o in steps])
 
 # %% ../nbs/api/09b_show.ipynb #6c6dd85c
 _ansi = re.compile(r'\x1b\[[0-9;]*m')
 
-# %% ../nbs/api/09b_show.ipynb #171355ec
-def source_view(error:dict)->str:
+# %% ../nbs/api/09b_show.ipynb #2aae855c
+def source_view(
+    error:dict, # as the engine tells it
+)->str:
     "The source of the failed cell, a few lines of it"
     lines = (error.get('source') or '').splitlines()
     return '\n'.join(lines[:30]) + (f'\n… {len(lines)-30} more lines' if len(lines) > 30 else '')
 
-# %% ../nbs/api/09b_show.ipynb #7418da24
-def failure_text(o, root='.', ansi:bool=True)->str:
-    "All about the failure of a `StageResult`"
-    e = o.error or {}
-    if e.get('what'): return '\n'.join([f"{o.stage} failed: {e['what']}", *[f"  {m} {e[k]}" for k,m in (('where','at'),('remedy','→')) if e.get(k)], *_kept(o, root)])
+# %% ../nbs/api/09b_show.ipynb #5036fe8f
+def _refusal(o, root)->list:
+    "Lines about an error that the runner found"
+    e = o.error
+    return [f"{o.stage} failed: {e['what']}", *(f'  {mark} {e[k]}' for k,mark in (('where','at'), ('remedy','→')) if e.get(k)), *_kept(o, root)]
+
+# %% ../nbs/api/09b_show.ipynb #987606e4
+def _headline(o)->str:
+    "Stage, cell, notebook and exception in one line"
+    e = o.error
     where = f" in cell {e['cell']}" + (f" of {e['notebook']}" if e.get('notebook') else '') if e.get('cell') else ''
-    parts = [f"{o.stage} failed{where}: {e.get('ename','')}: {_ansi.sub('', str(e.get('evalue','')))}".rstrip(': ')]
-    if e.get('source'): parts += ['', *(f'    {line}' for line in source_view(e).splitlines()), '']
-    if e.get('traceback'): parts.append(e['traceback'] if ansi else _ansi.sub('', e['traceback']))
-    if e.get('remedy'): parts.append(f"  → {e['remedy']}")
-    return '\n'.join([*parts, *_kept(o, root)])
+    return f"{o.stage} failed{where}: {e.get('ename','')}: {_ansi.sub('', str(e.get('evalue','')))}".rstrip(': ')
+
+# %% ../nbs/api/09b_show.ipynb #03fb11ae
+def failure_text(
+    o, # a failed `StageResult`
+    root='.', # what paths are shown relative to
+    ansi:bool=True, # keep the colors of the traceback
+)->str:
+    "All about a failure"
+    e = o.error or {}
+    if e.get('what'): return '\n'.join(_refusal(o, root))
+    source = ['', *(f'    {line}' for line in source_view(e).splitlines()), ''] if e.get('source') else []
+    trace = [e['traceback'] if ansi else _ansi.sub('', e['traceback'])] if e.get('traceback') else []
+    remedy = [f"  → {e['remedy']}"] if e.get('remedy') else []
+    return '\n'.join([_headline(o), *source, *trace, *remedy, *_kept(o, root)])
 
 # %% ../nbs/api/09b_show.ipynb #b1693637
 def _kept(o, root)->list: 
@@ -122,16 +150,17 @@ def label(run, stage, many:bool)->str:
     values = ' '.join(f'{k}={v}' for k,v in run.mapped.items()) if many else ''
     return f'{stage or run.pipeline.name} {values}'.strip()
 
-# %% ../nbs/api/09b_show.ipynb #9cfe3c60
+# %% ../nbs/api/09b_show.ipynb #17409b70
 def line_of(kind:str, data)->str:
     "One event in words; '' for what isn't worth a line"
     if kind == 'start': return 'starts: ' + _safe('; '.join(data.causes))
     if kind in ('completed','failed'): return f"{styled(kind)} in {seconds(data.seconds)}  {_safe(metrics_text(data.metrics))}".rstrip()
-    if kind in ('cached','skipped'): return f"{styled(kind, 'up to date' if kind == 'cached' else kind)}  {_safe('; '.join(data.causes))}".rstrip()
+    if kind == 'cached': return styled(kind, 'up to date')
+    if kind == 'skipped': return f"{styled(kind)}  {_safe('; '.join(data.causes))}"
     if kind == 'damaged': return f'{styled("failed", "damaged")}: {_safe(data.what)}; it is made again'
     return ''
 
-# %% ../nbs/api/09b_show.ipynb #ac8a2c9a
+# %% ../nbs/api/09b_show.ipynb #07610c88
 class Bars:
     "Draws a run in a terminal"
     def __init__(self, out=None, many:bool=False):
@@ -157,7 +186,8 @@ class Bars:
     def draw(self):
         t = table('', 'stage', 'time', 'cell', '')
         t.show_header = False
-        for k,o in list(self.rows.items()): t.add_row(f'[bold]{_safe(k)}[/]', seconds(time.monotonic()-o['since']), bar(o), _safe(o['text']))
+        for k,o in list(self.rows.items()):
+            t.add_row(f'[bold]{_safe(k)}[/]', seconds(time.monotonic()-o['since']), bar(o), _safe(o['text']))
         return t
 
 # %% ../nbs/api/09b_show.ipynb #707ec77b
@@ -194,31 +224,38 @@ def took(row:dict)->str:
     if not row.get('ended') or not row.get('started'): return ''
     return seconds((datetime.fromisoformat(row['ended']) - datetime.fromisoformat(row['started'])).total_seconds())
 
-# %% ../nbs/api/09b_show.ipynb #377172fa
+# %% ../nbs/api/09b_show.ipynb #ae465c3e
 def runs_table(rows:list, counts:dict):
     "The latest runs; `counts` is {run id: {status: number of stages}}"
     def did(o): return ', '.join(f'{n} {k}' for k,n in sorted((counts.get(o['id']) or {}).items()))
-    return table('', 'run', 'pipeline', 'status', 'started', 'took', 'stages', 'parameters',
-        rows=[(o['id'], _safe(o['pipeline']), styled(o['status']), ago(o['started']), took(o), did(o), _safe(params_text(o['params']))) for o in rows])
+    def row(o): return o['id'], _safe(o['pipeline']), styled(o['status']), ago(o['started']), took(o), did(o), _safe(params_text(o['params']))
+    return table('', 'run', 'pipeline', 'status', 'started', 'took', 'stages', 'parameters', rows=map(row, rows))
 
-# %% ../nbs/api/09b_show.ipynb #5d2ad79a
-def stages_of(rows:list)->list: 
-    "`StageResult`-like rows of the ledger's stage runs, for `result_table`"
+# %% ../nbs/api/09b_show.ipynb #62b83b2b
+def stages_of(
+    rows:list, # stage runs of the ledger
+)->list: # of `StageResult`
+    "What became of the stages of an earlier run"
     from mlops_nb.run import StageResult
-    return [StageResult(o['stage'], o['status'], o['seconds'] or 0., o['peak_mb'], o['metrics'] or {}, [o['cause']] if o['cause'] else [], o['error'], o['notebook_path'] or '') for o in rows]
+    def result(o): return StageResult(o['stage'], o['status'], o['seconds'] or 0., o['peak_mb'], o['metrics'] or {},
+        [o['cause']] if o['cause'] else [], o['error'], o['notebook_path'] or '')
+    return list(map(result, rows))
 
-# %% ../nbs/api/09b_show.ipynb #900fc271
-def run_head(run:dict)->list: 
-    "(label, text) of what is known about one run"
+# %% ../nbs/api/09b_show.ipynb #045b94b1
+def run_head(
+    run:dict, # a row of the ledger
+)->list: # of (label, text)
+    "What is known about a run as a whole"
     commit = (run['git_commit'] or '')[:10] + (' with changes' if run['git_dirty'] else '')
-    return [(k, v) for k,v in (('run', run['id']), ('pipeline', run['pipeline']), ('status', run['status']), ('started', f"{run['started'][:19].replace('T',' ')} UTC"), ('took', took(run)),
-        ('parameters', params_text(run['params'])), ('command', run['command']), ('commit', commit), ('by', f"{run['username']} on {run['host']}"), ('environment', run['env'])) if v]
+    told = dict(run=run['id'], pipeline=run['pipeline'], status=run['status'], started=f"{run['started'][:19].replace('T',' ')} UTC", took=took(run),
+        parameters=params_text(run['params']), command=run['command'], commit=commit, by=f"{run['username']} on {run['host']}", environment=run['env'])
+    return [(k, v) for k,v in told.items() if v]
 
-# %% ../nbs/api/09b_show.ipynb #d3b24586
+# %% ../nbs/api/09b_show.ipynb #11e21585
 def show_run(out, run:dict, rows:list):
     "Print one run in full"
     for k,v in run_head(run): out.print(f'[dim]{k:<12}[/]{_safe(v)}')
-    out.print(result_table(type('R', (), {'stages': stages_of(rows)})))
+    out.print(result_table(SimpleNamespace(stages=stages_of(rows)), most=100))
     for o in rows:
         if o['cause'] and o['status'] in ('completed','failed'): out.print(f"[dim]{o['stage']} ran because[/] {_safe(o['cause'])}")
 
@@ -230,12 +267,20 @@ def output_text(o:dict)->str:
     if o['output_type'] == 'error': return '\n'.join(o.get('traceback') or [f"{o['ename']}: {o['evalue']}"]) + '\n'
     return join(o['data'].get('text/plain', f"<{', '.join(o['data'])}>")) + '\n'
 
-# %% ../nbs/api/09b_show.ipynb #2b8c6f46
-def log_text(nb, only_cell:int=None)->str:
+# %% ../nbs/api/09b_show.ipynb #e20bb385
+def _cell_head(cell)->str:
+    "The number of a cell, and its first line of code"
+    lines = (o for o in cell.source.splitlines() if o.strip() and not o.startswith('#'))
+    return f"── cell {cell.index}: {next(lines, '')[:80]}\n"
+
+# %% ../nbs/api/09b_show.ipynb #33ac5e5a
+def log_text(
+    nb, # an executed `Notebook`
+    only_cell:int=None, # only what this cell put out
+)->str:
     "The outputs of an executed notebook, by cell"
-    from mlops_nb.notebook import Notebook
     cells = [o for o in nb.code if o.outputs and (only_cell is None or o.index == only_cell)]
-    return '\n'.join(f"── cell {o.index}: {next((l for l in o.source.splitlines() if l.strip() and not l.startswith('#')), '')[:80]}\n" + ''.join(map(output_text, o.outputs)) for o in cells)
+    return '\n'.join(_cell_head(o) + ''.join(map(output_text, o.outputs)) for o in cells)
 
 # %% ../nbs/api/09b_show.ipynb #c228e4f1
 def executed_notebook(settings, row:dict):
@@ -246,7 +291,7 @@ def executed_notebook(settings, row:dict):
     from mlops_nb.content import Artifact
     return row['executed'] and Workspace(settings).store.path(Artifact(**row['executed']))
 
-# %% ../nbs/api/09b_show.ipynb #a09173ac
+# %% ../nbs/api/09b_show.ipynb #7c487d83
 def stage_logs(
     settings,
     rows:list, # stage runs of the ledger
@@ -259,4 +304,5 @@ def stage_logs(
     names = {short.get(o, o) for o in only or ()}
     for o in names - {r['stage'] for r in rows}: raise PipelineError(f"this run has no stage {o}", remedy=did_you_mean(o, short.values()))
     found = [(o, executed_notebook(settings, o)) for o in rows if not names or o['stage'] in names]
-    return [dict(stage=o['stage'], status=o['status'], notebook=os.path.relpath(path) if path else None, log=log_text(read_notebook(path), cell) if path else '') for o,path in found]
+    def log(o, path): return dict(stage=o['stage'], status=o['status'], notebook=path and os.path.relpath(path), log=log_text(read_notebook(path), cell) if path else '')
+    return [log(*o) for o in found]
