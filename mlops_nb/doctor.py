@@ -6,20 +6,21 @@
 __all__ = ['checks', 'extras', 'Finding', 'check', 'examine', 'python', 'packages', 'bytecode', 'settings', 'engine', 'disk',
            'store', 'ledger', 'pipelines', 'optional_parts', 'examine_all']
 
-# %% ../nbs/api/09c_doctor.ipynb #585d3099
+# %% ../nbs/api/09c_doctor.ipynb #699cff18
 import importlib.metadata, importlib.util, os, platform, shutil, sys
 from dataclasses import dataclass
+from pathlib import Path
 from .config import load_settings
 from .core import ConfigError, MlopsError, StoreError, new_id, writing
-from .pipeline import load_pipeline, pipeline_names
+from .pipeline import load_pipeline, pipeline_folder, pipeline_names
 from .plan import Workspace
 
-# %% ../nbs/api/09c_doctor.ipynb #3a122a16
+# %% ../nbs/api/09c_doctor.ipynb #be904627
 @dataclass
 class Finding:
     "What one check found"
     check:str
-    status:str # ok, note or wrong
+    status:str # ok or wrong
     text:str
     remedy:str=''
 
@@ -30,12 +31,11 @@ def check(f):
     checks.append(f)
     return f
 
-# %% ../nbs/api/09c_doctor.ipynb #85e5b79b
+# %% ../nbs/api/09c_doctor.ipynb #8492dc1e
 def examine(f, ws)->Finding:
     "Ask one check"
     name = f.__name__.replace('_', ' ')
     try: return Finding(name, 'ok', f(ws))
-    except ImportError as e: return Finding(name, 'note', str(e), getattr(e, 'remedy', ''))
     except MlopsError as e: return Finding(name, 'wrong', e.what + (f' (at {e.where})' if e.where else ''), e.remedy)
     except Exception as e: return Finding(name, 'wrong', f'{type(e).__name__}: {e}')
 
@@ -52,13 +52,14 @@ def packages(ws)->str:
     "What executes notebooks"
     return ', '.join(f'{o} {importlib.metadata.version(o)}' for o in ('mlops_nb','papermill','nbclient','ipykernel','sqlalchemy'))
 
-# %% ../nbs/api/09c_doctor.ipynb #5b6995e6
+# %% ../nbs/api/09c_doctor.ipynb #0473f788
 @check
 def bytecode(ws)->str:
     "Are the installed packages compiled?"
-    found = importlib.util.cache_from_source(importlib.util.find_spec('papermill').origin)
-    if os.path.exists(found): return 'compiled'
-    raise ConfigError("the installed packages are not compiled: imports take three times as long", remedy=f"{sys.executable} -m compileall -q {os.path.dirname(os.path.dirname(os.path.dirname(found)))}")
+    source = Path(importlib.util.find_spec('papermill').origin)
+    if os.path.exists(importlib.util.cache_from_source(source)): return 'compiled'
+    raise ConfigError("the installed packages are not compiled: imports take three times as long",
+        remedy=f"{sys.executable} -m compileall -q {source.parent.parent}")
 
 # %% ../nbs/api/09c_doctor.ipynb #ba739683
 @check
@@ -99,23 +100,26 @@ def store(ws)->str:
     finally: probe.unlink()
     return str(ws.settings.store)
 
-# %% ../nbs/api/09c_doctor.ipynb #b00c71ac
+# %% ../nbs/api/09c_doctor.ipynb #fccdf39d
 @check
-def ledger(ws)->str: 
-    "Can runs be written down?"
+def ledger(ws)->str:
+    "Can runs be read? (Each run is written there before anything else)"
     from mlops_nb.config import mask_url
-    return f"{mask_url(ws.settings.ledger)}, {len(ws.ledger.runs(limit=1_000_000)):,} runs"
+    last = ws.ledger.runs(limit=1)
+    return mask_url(ws.settings.ledger) + (f", last run {last[0]['id']} {last[0]['status']}" if last else ', no runs yet')
 
-# %% ../nbs/api/09c_doctor.ipynb #333f4961
+# %% ../nbs/api/09c_doctor.ipynb #697ed45b
 @check
 def pipelines(ws)->str:
     "Do all pipelines load?"
     names = pipeline_names(ws.settings)
-    if not names: raise ConfigError("there are no pipelines", where=str(ws.settings.nbs/'pipelines'), remedy="put stage notebooks into nbs/pipelines/NAME/")
+    if not names: raise ConfigError("there are no pipelines", where=str(pipeline_folder(ws.settings)),
+        remedy="put stage notebooks into a folder there")
     return ', '.join(f'{o} ({len(load_pipeline(ws.settings, o).stages)} stages)' for o in names)
 
-# %% ../nbs/api/09c_doctor.ipynb #9ef3e110
-extras = dict(lab='jupyterlab', docs='sphinx', serve='fastapi', dask='distributed', kubeflow='kfp', s3='s3fs', postgres='psycopg', dev='nbdev')
+# %% ../nbs/api/09c_doctor.ipynb #7ff11491
+extras = dict(lab='jupyterlab', docs='sphinx', serve='fastapi', dask='distributed', kubeflow='kfp', s3='s3fs', postgres='psycopg',
+              dev='nbdev')
 
 # %% ../nbs/api/09c_doctor.ipynb #2fd9e243
 @check
