@@ -52,7 +52,7 @@ def calibration(
     group = pd.qcut(d.p, bins, labels=False, duplicates='drop')
     return d.groupby(group).agg(flights=('p','size'), foretold=('p','mean'), happened=('late','mean')).reset_index(drop=True)
 
-# %% ../../nbs/pipelines/flights/05_evaluate.ipynb #f18e72fe
+# %% ../../nbs/pipelines/flights/05_evaluate.ipynb #844ae22a
 def by_slice(
     flights:pd.DataFrame, # with late, p and baseline
     by:str, # a column to slice by
@@ -63,6 +63,6 @@ def by_slice(
     for value,d in flights.groupby(by):
         if len(d) < least: continue
         m, b = scores(d.late, d.p), scores(d.late, d.baseline)
-        rows.append(dict(slice=value, flights=len(d), late=float(d.late.mean()), foretold=float(d.p.mean()), auc=m['auc'], baseline_auc=b['auc'],
-                         log_loss=m['log_loss'], baseline_log_loss=b['log_loss']))
-    return pd.DataFrame(rows).assign(by=by) if rows else pd.DataFrame()
+        rows.append(dict(by=by, slice=value, flights=len(d), late=float(d.late.mean()), foretold=float(d.p.mean()),
+                         **m, **{f'baseline_{k}': v for k,v in b.items()}))
+    return pd.DataFrame(rows)
