@@ -104,10 +104,8 @@ def add_history(
         flights = flights.merge(h, how='left', on=[by,'day'], validate='m:1')
     return flights
 
-# %% ../../nbs/pipelines/flights/03_features.ipynb #33e7d325
+# %% ../../nbs/pipelines/flights/03_features.ipynb #16b63979
 words = ['carrier', 'origin', 'dest', 'manufacturer', 'engine']
-
-# %% ../../nbs/pipelines/flights/03_features.ipynb #c0998a1e
 numbers = ['minute', 'weekday', 'holiday', 'block', 'distance', 'age', 'seats', *observed, 'carrier_late', 'origin_late', 'dest_late', 'number_late']
 
 # %% ../../nbs/pipelines/flights/03_features.ipynb #3e6fc0d6
