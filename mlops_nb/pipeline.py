@@ -65,15 +65,15 @@ def check(f):
     checks.append(f)
     return f
 
-# %% ../nbs/api/07_pipeline.ipynb #6ba552d0
+# %% ../nbs/api/07_pipeline.ipynb #bad2d4cb
 @check
 def one_producer(p:Pipeline):
     "Two stages can't write one path"
     seen = {}
     for s in p.stages.values():
         for k,path in s.outs.items():
-            if path in seen: raise PipelineError(f"{s.text(k)} is written twice: by {seen[path]} and by {s.name}", where=s.nb.where(s.params[k].cell),
-                remedy="give one of them another path")
+            if path in seen: raise PipelineError(f"{s.text(k)} is written twice: by {seen[path]} and by {s.name}",
+                where=s.nb.where(s.params[k].cell), remedy="give one of them another path")
             seen[path] = s.name
 
 # %% ../nbs/api/07_pipeline.ipynb #2a99da29
@@ -88,7 +88,7 @@ def no_cycle(p:Pipeline):
         raise PipelineError(f"the stages wait for each other: {' → '.join(loop)}", where=s.nb.where(),
             remedy=f"let {s.name} read something else than {path}") from e
 
-# %% ../nbs/api/07_pipeline.ipynb #9b659878
+# %% ../nbs/api/07_pipeline.ipynb #e7bb096b
 @check
 def no_part_of_an_output(p:Pipeline):
     "An In can't be inside an Out folder, nor match Outs by a pattern"
@@ -96,7 +96,8 @@ def no_part_of_an_output(p:Pipeline):
     for s in p.stages.values():
         for k,path in p.sources(s.name).items():
             hits = [o for o in p.producers if path.startswith(o+os.sep) or (is_glob(path) and fnmatch(o, path))]
-            if hits: raise PipelineError(f"{s.text(k)} is a part of what {p.producers[hits[0]][0]} writes ({os.path.relpath(hits[0], s.folder)})",
+            if hits: raise PipelineError(
+                f"{s.text(k)} is a part of what {p.producers[hits[0]][0]} writes ({os.path.relpath(hits[0], s.folder)})",
                 where=s.nb.where(s.params[k].cell), remedy="declare an In with exactly the path of that Out; a folder is one artifact")
 
 # %% ../nbs/api/07_pipeline.ipynb #d624caa1
@@ -110,12 +111,13 @@ def pipeline_names(settings)->list:
     folder = pipeline_folder(settings)
     return sorted(o.name for o in folder.iterdir() if o.is_dir() and any(o.glob('*.ipynb'))) if folder.is_dir() else []
 
-# %% ../nbs/api/07_pipeline.ipynb #26bbd4d9
+# %% ../nbs/api/07_pipeline.ipynb #8a297613
 def find_pipeline(settings, name:str)->Path:
     "The folder of pipeline `name`, which may also be a path"
     for o in (pipeline_folder(settings)/name, Path(name)):
         if o.is_dir(): return o.resolve()
-    raise PipelineError(f"there is no pipeline {name}", where=str(pipeline_folder(settings)), remedy=did_you_mean(name, pipeline_names(settings)))
+    raise PipelineError(f"there is no pipeline {name}", where=str(pipeline_folder(settings)),
+        remedy=did_you_mean(name, pipeline_names(settings)))
 
 # %% ../nbs/api/07_pipeline.ipynb #12e95755
 def make_pipeline(name:str, folder, stages)->Pipeline:
@@ -124,7 +126,7 @@ def make_pipeline(name:str, folder, stages)->Pipeline:
     for f in checks: f(p)
     return p
 
-# %% ../nbs/api/07_pipeline.ipynb #7f404f4f
+# %% ../nbs/api/07_pipeline.ipynb #04f95291
 def load_pipeline(
     settings,
     name:str, # of a pipeline, or the path of its folder
@@ -132,19 +134,20 @@ def load_pipeline(
     "Read and check a pipeline"
     folder = find_pipeline(settings, name)
     paths = sorted(o for o in folder.glob('*.ipynb') if not o.name.startswith(('_','.')))
-    if not paths: raise PipelineError(f"the pipeline {name} has no notebooks", where=str(folder), remedy="put stage notebooks into it, 01_….ipynb and so on")
+    if not paths: raise PipelineError(f"the pipeline {name} has no notebooks", where=str(folder),
+        remedy="put stage notebooks into it, 01_….ipynb and so on")
     return make_pipeline(folder.name, folder, map(read_stage, paths))
 
-# %% ../nbs/api/07_pipeline.ipynb #6bcfe7c7
+# %% ../nbs/api/07_pipeline.ipynb #ed443e40
 def find_stage(p:Pipeline, name:str)->str:
     "The full name of the stage that `name` means: `04_train`, or `train`"
     if name in p.stages: return name
     found = [s.name for s in p.stages.values() if s.short_name == name]
     if len(found) == 1: return found[0]
-    raise PipelineError(f"{p.name} has {len(found) or 'no'} stages called {name}" if len(found) != 0 else f"{p.name} has no stage {name}", where=str(p.folder),
-        remedy=f"one of {', '.join(found)}" if found else did_you_mean(name, p.stages))
+    what = f"{p.name} has {len(found)} stages called {name}" if found else f"{p.name} has no stage {name}"
+    raise PipelineError(what, where=str(p.folder), remedy=f"one of {', '.join(found)}" if found else did_you_mean(name, p.stages))
 
-# %% ../nbs/api/07_pipeline.ipynb #bebea377
+# %% ../nbs/api/07_pipeline.ipynb #e5e49037
 def _addressed(p:Pipeline, key:str)->tuple: # (stages, parameter)
     "The stages that `month` or `train.month` speaks of"
     stage,dot,name = key.rpartition('.')
@@ -152,7 +155,8 @@ def _addressed(p:Pipeline, key:str)->tuple: # (stages, parameter)
     found = [s.name for s in p.stages.values() if key in s.params]
     if found: return found, key
     known = {k for s in p.stages.values() for k in s.params}
-    if not known: raise ParameterError(f"unknown parameter {key}: no notebook of {p.name} has a parameters cell", where=str(p.folder), remedy="tag a cell `parameters` and assign it there")
+    if not known: raise ParameterError(f"unknown parameter {key}: no notebook of {p.name} has a parameters cell", where=str(p.folder),
+        remedy="tag a cell `parameters` and assign it there")
     raise ParameterError(f"unknown parameter {key}", where=f"pipeline {p.name}", remedy=did_you_mean(key, known))
 
 # %% ../nbs/api/07_pipeline.ipynb #73374308

@@ -63,7 +63,7 @@ def _fetch(fs, remote:str, dest:Path):
     if dest.exists(): return
     with writing(dest, 'the copy of a remote input'), atomic_path(dest) as tmp: fs.get_file(remote, str(tmp))
 
-# %% ../nbs/api/06a_source.ipynb #c456e8f6
+# %% ../nbs/api/06a_source.ipynb #8a630e73
 def fetch(
     url:str, # a file, a folder or a pattern
     cache, # folder for copies
@@ -77,22 +77,23 @@ def fetch(
         folder = Path(cache)/digest_bytes((url + ''.join(f'{k}={fs.ukey(v)}' for k,v in files.items())).encode())[:20]
         base = folder/os.path.basename(path.rstrip('/')) if not is_glob(path) else folder
         for k,v in files.items(): _fetch(fs, v, base/k if k else base)
-    except (OSError, ValueError) as e: raise PipelineError(f"{url} can't be read: {e}", where=where, remedy="check the address, the network and the credentials") from e
+    except (OSError, ValueError) as e:
+        raise PipelineError(f"{url} can't be read: {e}", where=where, remedy="check the address, the network and the credentials") from e
     return str(folder/os.path.relpath(path, _glob_root(path))) if is_glob(path) else str(base)
 
-# %% ../nbs/api/06a_source.ipynb #94923663
+# %% ../nbs/api/06a_source.ipynb #fd8a3b58
 def open_source(
     path:str, # absolute, or a URL; may be a pattern
     digest, # function that gives the digest of a local file or folder
     cache, # folder for copies of remote files
     where:str='', # notebook and cell, for errors
-    remedy:str='', # what to do if there is nothing there
 )->Source:
     "Find a source and hash its content"
     local = fetch(path, cache, where) if is_url(path) else path
     try: found = local and local_digest(local, digest)
-    except OSError as e: raise PipelineError(f"the input {path} can't be read: {e.strerror}", where=where, remedy="check who may read it") from e
-    if not found: raise PipelineError(f"the input {path} isn't there, and no stage makes it", where=where, remedy=remedy or _near_files(path))
+    except OSError as e:
+        raise PipelineError(f"the input {path} can't be read: {e.strerror}", where=where, remedy="check who may read it") from e
+    if not found: raise PipelineError(f"the input {path} isn't there, and no stage makes it", where=where, remedy=_near_files(path))
     return Source(path, local, found)
 
 # %% ../nbs/api/06a_source.ipynb #1ca8fcd6
