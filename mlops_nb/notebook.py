@@ -72,12 +72,13 @@ class Notebook:
         "How an error names a place in this notebook"
         return f'{self.path}' + (f', cell {cell.index if isinstance(cell, Cell) else cell}' if cell else '')
 
-# %% ../nbs/api/02_notebook.ipynb #d8a6c269
+# %% ../nbs/api/02_notebook.ipynb #9a0931c8
 def _upgrade(raw:dict, path)->dict:
     "nbformat 4 from older JSON"
     import nbformat
     try: return json.loads(nbformat.writes(nbformat.reads(json.dumps(raw), as_version=4)))
-    except Exception as e: raise NotebookError(f"not a notebook that can be read: {e}", where=str(path), remedy="open and save it in JupyterLab") from e
+    except Exception as e: raise NotebookError(f"not a notebook that can be read: {e}", where=str(path),
+        remedy="open and save it in JupyterLab") from e
 
 # %% ../nbs/api/02_notebook.ipynb #8949305a
 def _is_text(v)->bool: 
@@ -100,22 +101,25 @@ def _flaw(raw)->str:
     if not isinstance(meta, dict) or not all(isinstance(meta.get(k, {}), dict) for k in ('kernelspec','language_info')): return "its metadata can't be read"
     return next((f"cell {i} is no cell" for i,o in enumerate(raw['cells'], 1) if not _is_cell(o)), '')
 
-# %% ../nbs/api/02_notebook.ipynb #1413adc2
+# %% ../nbs/api/02_notebook.ipynb #14e8b9dd
 def parse_notebook(text, path='<memory>')->Notebook:
     "A `Notebook` from the text of an .ipynb file"
     try: raw = json.loads(text)
     except (ValueError, RecursionError) as e:
-        raise NotebookError(f"not a notebook: its JSON doesn't parse ({e})", where=str(path), remedy="restore it from git, or save it again in JupyterLab") from e
+        raise NotebookError(f"not a notebook: its JSON doesn't parse ({e})", where=str(path),
+            remedy="restore it from git, or save it again in JupyterLab") from e
     if isinstance(raw, dict) and raw.get('nbformat', 4) in (1,2,3): raw = _upgrade(raw, path)
-    if flaw := _flaw(raw): raise NotebookError(f"not a notebook: {flaw}", where=str(path), remedy="save it in JupyterLab as .ipynb, nbformat 4")
+    if flaw := _flaw(raw): raise NotebookError(f"not a notebook: {flaw}", where=str(path),
+        remedy="save it in JupyterLab as .ipynb, nbformat 4")
     return Notebook(Path(path), raw)
 
-# %% ../nbs/api/02_notebook.ipynb #18f5f6eb
+# %% ../nbs/api/02_notebook.ipynb #e8aaa743
 def read_notebook(path)->Notebook:
     "Read the notebook at `path`"
     try: return parse_notebook(Path(path).read_bytes(), path)
     except FileNotFoundError as e: raise NotebookError("there is no such notebook", where=str(path), remedy="check the path") from e
-    except OSError as e: raise NotebookError(f"the notebook can't be read: {e.strerror}", where=str(path), remedy="check who may read it") from e
+    except OSError as e: raise NotebookError(f"the notebook can't be read: {e.strerror}", where=str(path),
+        remedy="check who may read it") from e
 
 # %% ../nbs/api/02_notebook.ipynb #541c996e
 python_magics = {'%%time','%%timeit','%%capture','%%prun','%%memit','%%mprun'}

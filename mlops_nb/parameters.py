@@ -38,7 +38,7 @@ def _last_name(node)->str:
 # %% ../nbs/api/02a_parameters.ipynb #ce389a1a
 def _is_none(node)->bool: return isinstance(node, ast.Constant) and node.value is None
 
-# %% ../nbs/api/02a_parameters.ipynb #b64d39c3
+# %% ../nbs/api/02a_parameters.ipynb #c48a96a6
 def _subscript_type(node)->Type:
     "The type of `list[...]`, `Optional[...]`, `Literal[...]` or `Annotated[...]`"
     name = _last_name(node.value).lower()
@@ -46,7 +46,8 @@ def _subscript_type(node)->Type:
     if name == 'literal': return Type('literal', tuple(ast.literal_eval(o) for o in items))
     if name == 'annotated': return parse_type(items[0])
     if name in ('list','optional') and len(items)==1: return Type(name, (parse_type(items[0]),))
-    if name == 'union' and len(items)==2 and any(map(_is_none, items)): return Type('optional', (parse_type(next(o for o in items if not _is_none(o))),))
+    some = [o for o in items if not _is_none(o)]
+    if name == 'union' and len(items)==2 and len(some)==1: return Type('optional', (parse_type(some[0]),))
     raise ValueError(ast.unparse(node))
 
 # %% ../nbs/api/02a_parameters.ipynb #a9a36f4f
@@ -213,7 +214,7 @@ def _annotation(node, nb:Notebook, cell:Cell)->Type:
         raise NotebookError(f"{node.target.id} is annotated {e}, which is no type of a parameter", where=nb.where(cell),
             remedy="use int, float, bool, str, date, Literal, a list of these, Optional, In, Out or Secret") from e
 
-# %% ../nbs/api/02a_parameters.ipynb #0279ba60
+# %% ../nbs/api/02a_parameters.ipynb #349857e3
 def _default(node, t, name, nb, cell)->tuple: # (value, is an expression)
     "The default, checked against its own annotation"
     try: v = literal_value(node)
@@ -224,7 +225,8 @@ def _default(node, t, name, nb, cell)->tuple: # (value, is an expression)
         return ast.unparse(node), True
     if t is None: return v, False
     try: return (v if v is None else check_value(t, v)), False
-    except ValueError as e: raise NotebookError(f"{name} must be {t}, but its default is {e}", where=nb.where(cell), remedy="change the annotation or the default") from e
+    except ValueError as e: raise NotebookError(f"{name} must be {t}, but its default is {e}", where=nb.where(cell),
+        remedy="change the annotation or the default") from e
 
 # %% ../nbs/api/02a_parameters.ipynb #3483d15a
 def _comment(node, lines:list)->str:
@@ -243,18 +245,21 @@ def _param(node, lines, nb, cell):
     v,is_expr = _default(node.value, t, name, nb, cell)
     return Param(name, t or (Type('any') if is_expr else infer_type(v)), v, False, comment, cell.index, is_expr)
 
-# %% ../nbs/api/02a_parameters.ipynb #a664d0e3
+# %% ../nbs/api/02a_parameters.ipynb #d7330240
 def read_params(nb:Notebook)->dict: # {name: Param}, in order
     "The parameters that a notebook declares in its cells tagged `parameters`"
     found,cells = {},[o for o in nb.code if 'parameters' in o.tags]
-    if len(cells) > 1: raise NotebookError("a second cell is tagged parameters, and would overwrite what is given", where=nb.where(cells[1]), remedy="keep them in one cell")
+    if len(cells) > 1: raise NotebookError("a second cell is tagged parameters, and would overwrite what is given",
+        where=nb.where(cells[1]), remedy="keep them in one cell")
     for cell in cells:
         tree,_ = cell_tree(cell.source)
-        if tree is None: raise NotebookError("the parameters cell is not Python that can be read", where=nb.where(cell), remedy="correct its syntax")
+        if tree is None: raise NotebookError("the parameters cell is not Python that can be read", where=nb.where(cell),
+            remedy="correct its syntax")
         lines = cell.source.splitlines()
         for node in tree.body:
             if p := _param(node, lines, nb, cell):
-                if p.name in found and isinstance(node, ast.AnnAssign): raise NotebookError(f"the parameter {p.name} is declared twice", where=nb.where(cell), remedy="give one of them another name")
+                if p.name in found and isinstance(node, ast.AnnAssign): raise NotebookError(f"the parameter {p.name} is declared twice",
+                    where=nb.where(cell), remedy="give one of them another name")
                 found[p.name] = p
     return found
 
@@ -272,14 +277,15 @@ def check_tagged(nb:Notebook):
 # %% ../nbs/api/02a_parameters.ipynb #7ff90010
 class Text(str): "A value that came as text, from a command line or an environment variable"
 
-# %% ../nbs/api/02a_parameters.ipynb #ef309211
+# %% ../nbs/api/02a_parameters.ipynb #f6169109
 def bind_one(p:Param, v, where:str):
     "The exact value of parameter `p` for the given `v`"
     try: return from_text(p.type, v) if isinstance(v, Text) else check_value(p.type, v)
     except ValueError as e:
-        raise ParameterError(f"parameter {p.name} must be {p.type}, not {e}", where=where, remedy=p.comment and f'{p.name}: {p.comment}') from e
+        raise ParameterError(f"parameter {p.name} must be {p.type}, not {e}", where=where,
+            remedy=p.comment and f'{p.name}: {p.comment}') from e
 
-# %% ../nbs/api/02a_parameters.ipynb #6eda7a75
+# %% ../nbs/api/02a_parameters.ipynb #abb5b175
 def bind(
     nb:Notebook,
     given:dict, # {name: value}; a `Text` is converted
@@ -288,10 +294,12 @@ def bind(
     "Check `given` against what the notebook declares"
     params = read_params(nb) if params is None else params
     for k in given:
-        if not params: raise ParameterError(f"unknown parameter {k}: the notebook has no parameters cell", where=nb.where(), remedy="tag a cell `parameters` and assign it there")
+        if not params: raise ParameterError(f"unknown parameter {k}: the notebook has no parameters cell", where=nb.where(),
+            remedy="tag a cell `parameters` and assign it there")
         if k not in params: raise ParameterError(f"unknown parameter {k}", where=nb.where(), remedy=did_you_mean(k, params))
     missing = [k for k,p in params.items() if p.required and p.type.name != 'Secret' and k not in given]
-    if missing: raise ParameterError(f"parameter {missing[0]} has no value", where=nb.where(params[missing[0]].cell), remedy=f"give one with -p {missing[0]}=…, or a default in the notebook")
+    if missing: raise ParameterError(f"parameter {missing[0]} has no value", where=nb.where(params[missing[0]].cell),
+        remedy=f"give one with -p {missing[0]}=…, or a default in the notebook")
     return {k: bind_one(params[k], v, nb.where(params[k].cell)) for k,v in given.items()}
 
 # %% ../nbs/api/02a_parameters.ipynb #4c4efb9c

@@ -42,7 +42,7 @@ class Step:
     outputs:dict=field(default_factory=dict, repr=False) # {parameter: Artifact}, where cached
     hit:dict=field(default=None, repr=False) # the stage run that did it, where cached
 
-# %% ../nbs/api/07a_plan.ipynb #340b9854
+# %% ../nbs/api/07a_plan.ipynb #b19ca387
 class Planner:
     "Plans the steps of one pipeline"
     def __init__(self,
@@ -59,7 +59,8 @@ class Planner:
 
     def _open(self, name):
         s = self.pipeline.stages[name]
-        return {k: open_source(path, self.ws.digests.digest, self.ws.remote, s.nb.where(s.params[k].cell)) for k,path in self.pipeline.sources(name).items()}
+        def source(k, path): return open_source(path, self.ws.digests.digest, self.ws.remote, s.nb.where(s.params[k].cell))
+        return {k: source(k, path) for k,path in self.pipeline.sources(name).items()}
 
     def inputs(self, name:str, made:dict)->dict:
         "{parameter: digest} of the inputs that are known; `made` is {stage: {parameter: Artifact}}"

@@ -314,16 +314,19 @@ def clean_up_after_the_dead(ws:Workspace):
         if _is_left(ws, o): shutil.rmtree(o, ignore_errors=True)
     ws.store.sweep()
 
-# %% ../nbs/api/09_run.ipynb #fe78edbb
+# %% ../nbs/api/09_run.ipynb #24768c1b
 def each_values(pipeline, key:str, values)->list:
     "The list of values for parameter `key`, from text if need be"
     name = key.rpartition('.')[2]
     types = [s.params[name].type for s in pipeline.stages.values() if name in s.params]
-    if not types: raise ParameterError(f"unknown parameter {key}", where=f'pipeline {pipeline.name}', remedy=did_you_mean(name, {k for s in pipeline.stages.values() for k in s.params}))
+    if not types: raise ParameterError(f"unknown parameter {key}", where=f'pipeline {pipeline.name}',
+        remedy=did_you_mean(name, {k for s in pipeline.stages.values() for k in s.params}))
     if not isinstance(values, str): return list(values)
     try: found = many_from_text(types[0], values)
-    except ValueError as e: raise ParameterError(f"each {key} must be {types[0]}, not {e}", where=f'pipeline {pipeline.name}', remedy=f"write {key}=a,b,c or {key}=1..12") from e
-    if not found: raise ParameterError(f"{key} has no values to map over", where=f'pipeline {pipeline.name}', remedy=f"write {key}=a,b,c or {key}=1..12")
+    except ValueError as e: raise ParameterError(f"each {key} must be {types[0]}, not {e}", where=f'pipeline {pipeline.name}',
+        remedy=f"write {key}=a,b,c or {key}=1..12") from e
+    if not found: raise ParameterError(f"{key} has no values to map over", where=f'pipeline {pipeline.name}',
+        remedy=f"write {key}=a,b,c or {key}=1..12")
     return found
 
 # %% ../nbs/api/09_run.ipynb #4bc0d83c
@@ -332,12 +335,13 @@ def each_params(pipeline, each:dict)->list: # of {key: value}
     keys = list(each)
     return [dict(zip(keys, vs)) for vs in product(*(each_values(pipeline, k, each[k]) for k in keys))]
 
-# %% ../nbs/api/09_run.ipynb #334bf851
+# %% ../nbs/api/09_run.ipynb #79965a37
 def take_cached(run:ActiveRun, only:list):
     "For a run of some stages: the ones above must be done already"
     needed = {o for s in only for o in run.pipeline.parents(s)} - set(only)
     for step in (o for o in make_plan(run.planner) if o.stage not in only):
-        if step.stage in needed and step.status != 'cached': raise PipelineError(f"{step.stage} would have to run first: {step.causes[0]}", where=str(run.pipeline.folder), remedy=f"run without --only, or with --only {step.stage} before")
+        if step.stage in needed and step.status != 'cached': raise PipelineError(f"{step.stage} would have to run first: {step.causes[0]}",
+            where=str(run.pipeline.folder), remedy=f"run without --only, or with --only {step.stage} before")
         if step.status == 'cached': run.made[step.stage] = step.outputs
 
 # %% ../nbs/api/09_run.ipynb #c6cdb779
@@ -384,7 +388,7 @@ def execute_runs(
             stop(sch, error_of(e) if isinstance(e, MlopsError) else None)
             raise
 
-# %% ../nbs/api/09_run.ipynb #f6592068
+# %% ../nbs/api/09_run.ipynb #fbe0402a
 def run(
     settings,
     pipeline:str, # name or folder
@@ -404,6 +408,7 @@ def run(
             clean_up_after_the_dead(ws)
             git = git_state(settings.root)
             execute_runs(ws, runs, jobs or settings.jobs, listener, lambda run: note_start(ws, run, git, command, each))
-        except KeyboardInterrupt: raise Stopped("stopped", remedy="the same command carries on: finished stages are not run again") from None
+        except KeyboardInterrupt: raise Stopped("stopped",
+            remedy="the same command carries on: finished stages are not run again") from None
         finally: ws.digests.flush()
     return [o.result() for o in runs]

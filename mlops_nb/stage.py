@@ -68,14 +68,16 @@ def check_kernel(nb:Notebook):
     from mlops_nb.engine import check_kernel as installed
     installed(nbformat.from_dict(nb.raw), nb.where())
 
-# %% ../nbs/api/06_stage.ipynb #6669a24e
+# %% ../nbs/api/06_stage.ipynb #1334fafb
 def check_paths(stage:Stage):
     "Every In and Out has a path, and an Out is a local one"
     for k,p in stage.of_type('In','Out').items():
         where = stage.nb.where(p.cell)
-        if not stage.text(k) and not p.required: raise NotebookError(f"{k}: {p.type} has no path", where=where, remedy=f'write its default path, e.g. {k}: {p.type} = "data/{k}.parquet"')
+        if not stage.text(k) and not p.required: raise NotebookError(f"{k}: {p.type} has no path", where=where,
+            remedy=f'write its default path, e.g. {k}: {p.type} = "data/{k}.parquet"')
         if p.type.name=='Out' and (is_url(stage.text(k)) or any(o in stage.text(k) for o in '*?[')):
-            raise NotebookError(f"{k}: Out = {stage.text(k)!r} must be one local file or folder", where=where, remedy="write a local path; where the store is, settings.ini says")
+            raise NotebookError(f"{k}: Out = {stage.text(k)!r} must be one local file or folder", where=where,
+                remedy="write a local path; where the store is, settings.ini says")
 
 # %% ../nbs/api/06_stage.ipynb #c206b243
 def check_secrets(stage:Stage):
@@ -123,11 +125,14 @@ def cell_digests(stage:Stage)->list: # [[index, digest]]
     texts = [(o.index, text(o)) for o in stage.nb.code if 'injected-parameters' not in o.tags]
     return [[i, digest_bytes(t.encode())[:20]] for i,t in texts if t]
 
-# %% ../nbs/api/06_stage.ipynb #241dbdc7
+# %% ../nbs/api/06_stage.ipynb #f780a1d6
 def param_sources(stage:Stage)->dict: # {name: Python source of its value}
     "The values that the stage would run with, as source; no paths and no secrets"
     plain = {k: p for k,p in stage.params.items() if p.type.name not in ('In','Out','Secret')}
-    return {k: to_source(stage.values[k]) if k in stage.values else p.default if p.is_expr else to_source(p.default) for k,p in plain.items()}
+    def source(k, p):
+        if k in stage.values: return to_source(stage.values[k])
+        return p.default if p.is_expr else to_source(p.default)
+    return {k: source(k, p) for k,p in plain.items()}
 
 # %% ../nbs/api/06_stage.ipynb #9d0fbd77
 def param_values(stage:Stage)->dict: # {name: JSON}
@@ -135,10 +140,11 @@ def param_values(stage:Stage)->dict: # {name: JSON}
     plain = {k: p for k,p in stage.params.items() if p.type.name not in ('In','Out','Secret')}
     return {k: to_json(stage.values.get(k, p.default)) for k,p in plain.items()}
 
-# %% ../nbs/api/06_stage.ipynb #207e4285
+# %% ../nbs/api/06_stage.ipynb #cbc5ce7f
 def _site_folders()->list:
     "The folders that hold installed distributions"
-    own = {sysconfig.get_path('purelib'), sysconfig.get_path('platlib')} | {o for o in sys.path if o.endswith(('site-packages','dist-packages'))}
+    found = {o for o in sys.path if o.endswith(('site-packages','dist-packages'))}
+    own = found | {sysconfig.get_path('purelib'), sysconfig.get_path('platlib')}
     return sorted(o for o in own if os.path.isdir(o))
 
 # %% ../nbs/api/06_stage.ipynb #56d6cfb5
@@ -203,10 +209,11 @@ def _value(source:str)->str:
     "A parameter's source for people"
     return re.sub(r'__import__\("datetime"\)\.date\((\d+), (\d+), (\d+)\)', lambda m: f'{int(m[1])}-{int(m[2]):02}-{int(m[3]):02}', source)
 
-# %% ../nbs/api/06_stage.ipynb #30b052ba
+# %% ../nbs/api/06_stage.ipynb #0bc9a3ad
 def param_causes(old:dict, new:dict)->list:
     "What became of the parameters"
-    return [f'parameter {k} {_value(old[k])} → {_value(new[k])}' if how=='changed' else f'parameter {k} {how}' for k,how in _changed(old, new)]
+    def told(k, how): return f'{_value(old[k])} → {_value(new[k])}' if how == 'changed' else how
+    return [f'parameter {k} {told(k, how)}' for k,how in _changed(old, new)]
 
 # %% ../nbs/api/06_stage.ipynb #09545545
 def environment_causes(old:dict, new:dict)->list:

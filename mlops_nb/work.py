@@ -72,7 +72,7 @@ def _unreadable(path:Path)->str:
     except OSError as e: return f"can't be read: {e.strerror}"
     return '' if whole else f"isn't a readable {path.suffix} file"
 
-# %% ../nbs/api/08a_work.ipynb #bee26fed
+# %% ../nbs/api/08a_work.ipynb #351ff096
 def check_output(
     stage:Stage,
     name:str, # of the Out
@@ -81,9 +81,11 @@ def check_output(
 ):
     "Complain of an output that isn't there or can't be read"
     where = stage.nb.where(stage.params[name].cell)
-    if not os.path.lexists(path): raise StageError(f"the notebook did not write its Out {name}", where=where, remedy=_where_instead(stage, name, path, started))
+    if not os.path.lexists(path): raise StageError(f"the notebook did not write its Out {name}", where=where,
+        remedy=_where_instead(stage, name, path, started))
     for f in (o for o in sorted(path.rglob('*')) if not o.is_dir()) if path.is_dir() else (path,):
-        if why := _unreadable(f): raise StageError(f"the Out {name} {why} ({f.relative_to(path.parent)})", where=where, remedy="look at the cell that writes it")
+        if why := _unreadable(f): raise StageError(f"the Out {name} {why} ({f.relative_to(path.parent)})", where=where,
+            remedy="look at the cell that writes it")
 
 # %% ../nbs/api/08a_work.ipynb #45d74788
 def _where_instead(stage:Stage, name:str, path:Path, started:float)->str:
@@ -93,13 +95,14 @@ def _where_instead(stage:Stage, name:str, path:Path, started:float)->str:
     beside = [o.name for o in path.parent.iterdir()] if path.parent.is_dir() else []
     return f"write to the path in the variable {name}" + (f"; it wrote {', '.join(sorted(beside)[:5])} beside it" if beside else '')
 
-# %% ../nbs/api/08a_work.ipynb #fd56da78
+# %% ../nbs/api/08a_work.ipynb #00801493
 def check_no_secret(name:str, path:Path, secrets:dict, where:str=''):
     "Complain of an output that contains the value of a secret"
     for f in [o for o in path.rglob('*') if o.is_file()] if path.is_dir() else [path]:
         data = f.read_bytes() if secrets else b''
         for k,v in secrets.items():
-            if v.encode() in data: raise StageError(f"the Out {name} contains the secret {k} ({f.name})", where=where, remedy="don't write it; it was not stored")
+            if v.encode() in data: raise StageError(f"the Out {name} contains the secret {k} ({f.name})", where=where,
+                remedy="don't write it; it was not stored")
 
 # %% ../nbs/api/08a_work.ipynb #02d377ed
 @dataclass
@@ -186,13 +189,14 @@ def keep_notebook(work:Work):
     with writing(work.executed, 'the executed notebook'): atomic_copy(src, work.executed)
     return work.ws.store.put(src, name=work.executed.name, move=True)
 
-# %% ../nbs/api/08a_work.ipynb #464eec27
+# %% ../nbs/api/08a_work.ipynb #a01cb840
 def check_inputs(work:Work):
     "Complain of inputs that changed during the stage run"
     from mlops_nb.source import local_digest
     for k,o in work.planner.sources[work.stage.name].items():
         if local_digest(o.local, work.ws.digests.digest) != o.digest:
-            raise StageError(f"the input {work.stage.text(k)} changed while the stage was reading it", where=work.stage.nb.where(), remedy="run again when nobody writes it")
+            raise StageError(f"the input {work.stage.text(k)} changed while the stage was reading it", where=work.stage.nb.where(),
+                remedy="run again when nobody writes it")
     for k,(made_by,a) in input_artifacts(work).items():
         if not work.ws.store.has(a): raise StageError(f"the stage changed its own input {work.stage.text(k)}", where=work.stage.nb.where(),
             remedy=f"write to an Out; {made_by} will make the input again")
