@@ -120,7 +120,7 @@ def first_line(source:str)->str:
     lines = (o.strip() for o in source.splitlines())
     return next((o for o in lines if o and not o.startswith('#|')), '')[:80]
 
-# %% ../nbs/api/04b_managed.ipynb #0717666b
+# %% ../nbs/api/04b_managed.ipynb #2cc2d84f
 class Manager(NotebookExecutionManager):
     "Writes the notebook of a play, scrubbed and whole, and says how far it is"
     cost = 0. # seconds the last write took
@@ -135,7 +135,8 @@ class Manager(NotebookExecutionManager):
         "Write the notebook, unless it was written a moment ago and isn't finished"
         self.nb = kwargs.get('nb') or self.nb
         since = (self.now() - self.last_save_time).total_seconds()
-        if not self.play.output or (self.start_time and not self.end_time and since < 20*self.cost): return
+        slow = self.cost > 0.05 and since < 20*self.cost
+        if not self.play.output or (slow and self.start_time and not self.end_time): return
         start = time.monotonic()
         self.play.scrub(self.nb)
         with writing(self.play.output, 'the executed notebook'): self._write(notebook_bytes(self.nb))
