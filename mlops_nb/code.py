@@ -6,7 +6,7 @@
 __all__ = ['any_module', 'is_own', 'find_module', 'Source', 'find_imports', 'find_bindings', 'walk_all', 'patched_classes',
            'find_effects', 'find_uses', 'find_files', 'strings', 'path_folders', 'CodeIndex', 'next_places',
            'named_modules', 'arrive', 'import_effects', 'reach', 'notebook_source', 'starting_places', 'trace',
-           'definitions']
+           'unpickles', 'definitions']
 
 # %% ../nbs/api/02b_code.ipynb #5427c94d
 import ast, importlib.machinery, importlib.util, os, re, sys, sysconfig
@@ -297,12 +297,12 @@ def _import_statements(nodes, src:Source)->set:
     found += [(_absolute(o, src.package), a.name) for o in nodes if isinstance(o, ast.ImportFrom) for a in o.names]
     return {(m, None) for m,_ in found} | {(f'{m}.{n}', None) for m,n in found if n not in ('', '*')}
 
-# %% ../nbs/api/02b_code.ipynb #d7f86228
+# %% ../nbs/api/02b_code.ipynb #5333b17c
 any_module = ('importlib', '*')
 def named_modules(src:Source)->set:
     "The places of the modules whose names stand in texts of `src`; `any_module` says that there may be more"
     said = {s for s in strings(src.nodes) if re.fullmatch(r'\.*[^\W\d][\w.]*', s)}
-    names = {n for s in said for n in (s.lstrip('.'), f"{src.package}.{s.lstrip('.')}") if (m := src.find(n)) and os.path.isfile(getattr(m, 'path', m))}
+    names = {n for s in said for n in (s.lstrip('.'), f"{src.package}.{s.lstrip('.')}".lstrip('.')) if (m := src.find(n)) and os.path.isfile(getattr(m, 'path', m))}
     return {any_module} | {(o, '*') for o in names}
 
 # %% ../nbs/api/02b_code.ipynb #0ce2603b
@@ -442,6 +442,11 @@ def trace(
     if any_module in passed: found |= reach(index, named_modules(src))[0]
     found |= {f'file {os.path.relpath(o, folder)}': d for o,d in files.items()}
     return dict(sorted(found.items())), passed
+
+# %% ../nbs/api/02b_code.ipynb #8476bcfc
+def unpickles(places)->bool:
+    "Do these places tell of objects that are loaded with their classes?"
+    return any(n and m.partition('.')[0] in {'pickle','joblib','cloudpickle','dill','shelve','skops','torch'} or n == 'read_pickle' for m,n in places)
 
 # %% ../nbs/api/02b_code.ipynb #356de8e3
 def definitions(nb:Notebook, index:CodeIndex=None)->dict: # {label: digest}, e.g. {'function flights.features.add_weather': '…'}

@@ -214,7 +214,7 @@ def _annotation(node, nb:Notebook, cell:Cell)->Type:
         raise NotebookError(f"{node.target.id} is annotated {e}, which is no type of a parameter", where=nb.where(cell),
             remedy="use int, float, bool, str, date, Literal, a list of these, Optional, In, Out or Secret") from e
 
-# %% ../nbs/api/02a_parameters.ipynb #349857e3
+# %% ../nbs/api/02a_parameters.ipynb #914b1e4f
 def _default(node, t, name, nb, cell)->tuple: # (value, is an expression)
     "The default, checked against its own annotation"
     try: v = literal_value(node)
@@ -224,9 +224,10 @@ def _default(node, t, name, nb, cell)->tuple: # (value, is an expression)
                 where=nb.where(cell), remedy="write the path as a plain string") from e
         return ast.unparse(node), True
     if t is None: return v, False
-    try: return (v if v is None else check_value(t, v)), False
+    try: v is None or check_value(t, v)
     except ValueError as e: raise NotebookError(f"{name} must be {t}, but its default is {e}", where=nb.where(cell),
         remedy="change the annotation or the default") from e
+    return v, False
 
 # %% ../nbs/api/02a_parameters.ipynb #3483d15a
 def _comment(node, lines:list)->str:

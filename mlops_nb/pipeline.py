@@ -16,7 +16,7 @@ from .core import ParameterError, PipelineError, did_you_mean
 from .source import is_glob
 from .stage import Stage, is_url, read_stage, with_values
 
-# %% ../nbs/api/07_pipeline.ipynb #8be03301
+# %% ../nbs/api/07_pipeline.ipynb #b7581ba1
 @dataclass
 class Pipeline:
     "The stages of a folder, and who makes what"
@@ -51,6 +51,14 @@ class Pipeline:
 
     @property
     def order(self)->list: return [o for level in self.levels for o in level]
+    def above(self, name:str)->set:
+        "The stages that `name` depends on, directly or not"
+        found,todo = set(),[name]
+        while todo:
+            new = self.parents(todo.pop()) - found
+            found,todo = found | new, [*todo, *new]
+        return found
+
     def below(self, name:str)->set:
         "The stages that depend on `name`, directly or not"
         found = {name}

@@ -42,7 +42,7 @@ class Step:
     outputs:dict=field(default_factory=dict, repr=False) # {parameter: Artifact}, where cached
     hit:dict=field(default=None, repr=False) # the stage run that did it, where cached
 
-# %% ../nbs/api/07a_plan.ipynb #b19ca387
+# %% ../nbs/api/07a_plan.ipynb #1762b986
 class Planner:
     "Plans the steps of one pipeline"
     def __init__(self,
@@ -70,7 +70,11 @@ class Planner:
 
     def parts(self, name:str, made:dict)->dict: 
         "The components of a stage, as far as its inputs are known"
-        return components(self.pipeline.stages[name], self.inputs(name, made), self.ws.settings.seed, self.index)
+        return components(self.pipeline.stages[name], self.inputs(name, made), self.ws.settings.seed, self.index, self.makers(name))
+
+    def makers(self, name:str):
+        "The stages above; they are looked for when somebody asks"
+        yield from (self.pipeline.stages[o] for o in sorted(self.pipeline.above(name)))
 
 # %% ../nbs/api/07a_plan.ipynb #d6fc351b
 def why(planner:Planner, name:str, parts:dict, unknown:dict)->list:

@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['Stage', 'is_url', 'place', 'check_kernel', 'check_paths', 'check_secrets', 'read_stage', 'with_values',
-           'cell_digests', 'param_sources', 'param_values', 'environment', 'components', 'environment_digest',
-           'fingerprint', 'cell_causes', 'param_causes', 'environment_causes', 'causes']
+           'cell_digests', 'is_default', 'param_sources', 'param_values', 'environment', 'components',
+           'environment_digest', 'fingerprint', 'cell_causes', 'param_causes', 'environment_causes', 'causes']
 
-# %% ../nbs/api/06_stage.ipynb #ad19f8c5
+# %% ../nbs/api/06_stage.ipynb #42b0f6ff
 import difflib, os, platform, re, sys, sysconfig
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from .core import NotebookError, digest_bytes, digest_json
 from .notebook import Notebook, cell_text, cell_tree, read_notebook, tree_text
-from .parameters import Text, bind, check_tagged, read_params, to_json, to_source
-from .code import CodeIndex, definitions
+from .parameters import Param, Text, bind, check_tagged, check_value, read_params, to_json, to_source
+from .code import CodeIndex, definitions, trace, unpickles
 
-# %% ../nbs/api/06_stage.ipynb #945d405a
+# %% ../nbs/api/06_stage.ipynb #b8fa0d4e
 @dataclass
 class Stage:
     "A notebook and what it declares"
@@ -41,6 +41,10 @@ class Stage:
     def ins(self)->dict: return {k: self.path(k) for k in self.of_type('In')}
     @cached_property
     def outs(self)->dict: return {k: self.path(k) for k in self.of_type('Out')}
+    @cached_property
+    def changed(self)->dict: 
+        "{name: value} of what was given and isn't what the notebook says anyway"
+        return {k: v for k,v in self.values.items() if not is_default(self.params[k], v)}
     def text(self, name:str)->str: 
         "The path that parameter `name` has, as written"
         return self.values.get(name, self.params[name].default) or ''
@@ -125,12 +129,18 @@ def cell_digests(stage:Stage)->list: # [[index, digest]]
     texts = [(o.index, text(o)) for o in stage.nb.code if 'injected-parameters' not in o.tags]
     return [[i, digest_bytes(t.encode())[:20]] for i,t in texts if t]
 
-# %% ../nbs/api/06_stage.ipynb #f780a1d6
+# %% ../nbs/api/06_stage.ipynb #6608a605
+def is_default(p:Param, v)->bool:
+    "Is `v` what parameter `p` has anyway?"
+    if p.is_expr or p.required: return False
+    return v is None if p.default is None else to_source(check_value(p.type, p.default)) == to_source(v)
+
+# %% ../nbs/api/06_stage.ipynb #1d32f14f
 def param_sources(stage:Stage)->dict: # {name: Python source of its value}
     "The values that the stage would run with, as source; no paths and no secrets"
     plain = {k: p for k,p in stage.params.items() if p.type.name not in ('In','Out','Secret')}
     def source(k, p):
-        if k in stage.values: return to_source(stage.values[k])
+        if k in stage.changed: return to_source(stage.changed[k])
         return p.default if p.is_expr else to_source(p.default)
     return {k: source(k, p) for k,p in plain.items()}
 
@@ -164,16 +174,19 @@ def environment()->dict: # {distribution: version}
     python = {'python': platform.python_version(), 'platform': f'{sys.platform} {platform.machine()}'}
     return {**python, **dict(sorted(o for o in found if o))}
 
-# %% ../nbs/api/06_stage.ipynb #10ad5970
+# %% ../nbs/api/06_stage.ipynb #91cde505
 def components(
     stage:Stage,
     inputs:dict, # {parameter: digest of its content}
     seed:int, # of the run
     index:CodeIndex=None, # shared by the stages of a run
+    makers=(), # the stages above; the classes of their objects count where objects are unpickled
 )->dict: # JSON
     "Everything that a run of `stage` depends on, by name"
     def named(paths): return {k: [os.path.basename(v), inputs.get(k, '')] for k,v in paths.items()}
-    return dict(cells=cell_digests(stage), code=definitions(stage.nb, index), params=param_sources(stage), inputs=named(stage.ins),
+    code,passed = trace(stage.nb, index)
+    if unpickles(passed): code = {**{k: v for o in makers for k,v in definitions(o.nb, index).items()}, **code}
+    return dict(cells=cell_digests(stage), code=code, params=param_sources(stage), inputs=named(stage.ins),
                 outputs={k: os.path.basename(v) for k,v in stage.outs.items()}, seed=seed, environment=environment_digest())
 
 # %% ../nbs/api/06_stage.ipynb #1a7c733c

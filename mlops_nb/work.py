@@ -141,10 +141,10 @@ def paths(work:Work)->dict: # {parameter: path}
     sources = {k: o.local for k,o in work.planner.sources[work.stage.name].items()}
     return {**sources, **store, **{k: str(work.out(k)) for k in work.stage.outs}}
 
-# %% ../nbs/api/08a_work.ipynb #a3551b3f
+# %% ../nbs/api/08a_work.ipynb #79f96087
 def write_prepared(work:Work)->Path:
     "Write the notebook that will be executed, with its parameters injected"
-    plain = {k: v for k,v in work.stage.values.items() if k not in work.stage.of_type('In','Out','Secret')}
+    plain = {k: v for k,v in work.stage.changed.items() if k not in work.stage.of_type('In','Out','Secret')}
     dest = work.folder/f'{work.stage.name}.ipynb'
     with writing(dest, 'the temporary folder'):
         work.folder.mkdir(parents=True, exist_ok=True)
