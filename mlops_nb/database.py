@@ -186,7 +186,18 @@ def _fill(engine, md, version:int):
         md.create_all(c)
         c.execute(md.tables[next(o for o in md.tables if o.endswith('schema_version'))].insert(), dict(version=version))
 
-# %% ../nbs/api/03b_database.ipynb #49a9edf7
+# %% ../nbs/api/03b_database.ipynb #5f4bf4ce
+def _use_wal(
+    file, # a complete database
+):
+    "Switch an SQLite database to write-ahead logging, for good"
+    try:
+        with closing(sqlite3.connect(file)) as c: c.execute('pragma journal_mode=wal')
+    except sqlite3.Error as e: raise LedgerError(f"the ledger can't be made: {e}", where=str(file), remedy=_remedy(str(e))) from e
+    finally:
+        for o in ('-journal','-wal','-shm'): Path(f'{file}{o}').unlink(missing_ok=True)
+
+# %% ../nbs/api/03b_database.ipynb #d6f2f5fe
 def create_sqlite(
     file:Path, # where
     tables:dict, # {name: Table}
@@ -199,10 +210,10 @@ def create_sqlite(
             if file.exists(): return
             for o in ('-wal','-shm'): Path(f'{file}{o}').unlink(missing_ok=True)
             with atomic_path(file) as tmp, talking(str(file)):
-                with closing(sqlite3.connect(tmp)) as c: c.execute('pragma journal_mode=wal')
                 engine = sqlite_engine(parse_url(tmp))
-                _fill(engine, make_tables(tables)[0], version)
-                engine.dispose()
+                try: _fill(engine, make_tables(tables)[0], version)
+                finally: engine.dispose()
+                _use_wal(tmp)
 
 # %% ../nbs/api/03b_database.ipynb #9b932aa3
 def create_postgres(

@@ -153,12 +153,12 @@ def write_prepared(work:Work)->Path:
         write_notebook(dest, inject(work.stage.nb, injected_source({**paths(work), **plain}, work.secrets)))
     return dest
 
-# %% ../nbs/api/08a_work.ipynb #6d5bc3b8
+# %% ../nbs/api/08a_work.ipynb #639ff3d7
 def leave(work:Work):
     "Remove the temporary folder"
     shutil.rmtree(work.folder, ignore_errors=True)
-    if work.lock is not None: os.close(work.lock)
-    work.lock = None
+    fd,work.lock = work.lock,None # in this order: an interrupt must not let it be closed twice
+    if fd is not None: os.close(fd)
 
 # %% ../nbs/api/08a_work.ipynb #3c1d7162
 def input_rows(work:Work)->dict: # {parameter: {digest, name, size, kind, path}}

@@ -1,5 +1,5 @@
 """The runner under fire: killed at any moment, started twice, stopped, starved of disk and memory, its store spoilt"""
-import json, os, random, shutil, signal, subprocess, sys, threading, time
+import json, os, random, re, shutil, signal, subprocess, sys, threading, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,7 +21,7 @@ def put_pipeline(project):
     extra = '\nextra: int = 0'
     project.stage('01_make', 'n: int = 1\nrows: Out = "data/rows.txt"', 'open(rows, "w").write(f"{n}\\n"*20_000)')
     project.stage('02_left', 'rows: In = "data/rows.txt"\nleft: Out = "data/left"' + extra, held, 'os.makedirs(left)\nfor i in range(1, 6): open(f"{left}/{i}", "w").write(open(rows).read()*i)')
-    project.stage('02_right', 'rows: In = "data/rows.txt"\nright: Out = "data/right.txt"' + extra, 'open(right, "w").write(open(rows).read())')
+    project.stage('02_right', 'rows: In = "data/rows.txt"\nright: Out = "data/right.txt"' + extra, 'open(right, "w").write(open(rows).read() + "0\\n")')
     project.stage('03_join', 'left: In = "data/left"\nright: In = "data/right.txt"\nanswer: Out = "data/answer.json"' + extra,
         'import json\ntotal = sum(int(o) for i in range(1, 6) for o in open(f"{left}/{i}")) + sum(map(int, open(right)))', 'json.dump(total, open(answer, "w"))\nrecord(total=total)')
     return project
@@ -36,7 +36,7 @@ def answer(n): return n*20_000*16
 def right_outputs(project, n=1):
     "Are the published outputs those of `n`, and whole?"
     rows = f'{n}\n'*20_000
-    assert (project.data/'rows.txt').read_text() == (project.data/'right.txt').read_text() == rows
+    assert (project.data/'rows.txt').read_text() == rows and (project.data/'right.txt').read_text() == rows + '0\n'
     assert {o.name: o.read_text() for o in (project.data/'left').iterdir()} == {str(i): rows*i for i in range(1, 6)}
     assert json.loads((project.data/'answer.json').read_text()) == answer(n)
 
@@ -234,17 +234,17 @@ def test_ctrl_c_at_any_moment(project):
     start = time.monotonic()
     project.ok()
     duration, chance = time.monotonic()-start, random.Random(3)
-    for i in range(10):
+    for i in range(8):
         p = project.start('run', 'demo', '--json', '-p', f'n={i+2}')
-        time.sleep(duration*(i + chance.random())/10)
+        time.sleep(duration*(i + chance.random())/8)
         os.killpg(p.pid, signal.SIGINT)
         done = project.wait(p, 15)
         assert done.code in (0, 130, -signal.SIGINT), done # the last: before the first line of ours
         assert done.code == -signal.SIGINT or 'Traceback' not in done.text, done
         nothing_left(project)
         whole(project)
-    project.ok('-p', 'n=11')
-    right_outputs(project, 11)
+    project.ok('-p', 'n=9')
+    right_outputs(project, 9)
     once_each(project)
 
 
@@ -253,11 +253,10 @@ def test_ctrl_c_at_any_moment(project):
 def only_left_failed(project, done, *words):
     "One clear error of `02_left`; the others went on; the next run repeats only what is missing"
     assert done.code == 1 and all(o in done.text for o in words), done
-    assert 'Traceback' not in done.text and done.text.count('02_left failed') == 1, done
+    assert 'Traceback' not in done.text and len(re.findall('02_left failed(?: in cell|:)', done.text)) == 1, done
     assert project.quiet() == []
     assert {o['stage']: o['status'] for o in project.rows()} == {'01_make': 'completed', '02_right': 'completed', '02_left': 'failed', '03_join': 'skipped'}
     (project.folder/'hold').unlink(missing_ok=True)
-    if done.text.count('os.kill'): put_pipeline(project)
     assert project.ok().statuses == {'01_make': 'cached', '02_left': 'completed', '02_right': 'cached', '03_join': 'completed'}
     right_outputs(project)
     nothing_left(project)
@@ -272,21 +271,25 @@ def test_a_process_of_a_stage_is_killed(project, whom):
     only_left_failed(project, project.wait(p, 30), 'SIGKILL', '→')
 
 
+def only_if_held(project, source):
+    "Let `02_left` do this in its third cell, as long as there is a file `hold`"
+    (project.folder/'hold').touch()
+    project.stage('02_left', 'rows: In = "data/rows.txt"\nleft: Out = "data/left"', 'import os\nif os.path.exists("hold"): exec(' + repr(source) + ')',
+        'os.makedirs(left)\nfor i in range(1, 6): open(f"{left}/{i}", "w").write(open(rows).read()*i)')
+
+
 def test_a_stage_kills_itself(project):
     put_pipeline(project)
-    project.stage('02_left', 'rows: In = "data/rows.txt"\nleft: Out = "data/left"', 'import os\nos.kill(os.getpid(), 9)')
+    only_if_held(project, 'os.kill(os.getpid(), 9)')
     only_left_failed(project, project.cli('run', 'demo'), 'SIGKILL', 'in cell 3', '→')
-
-
-hungry = 'x = []\nwhile True: x.append(bytearray(10**7))'
 
 
 def test_a_stage_without_memory_left(project):
     put_pipeline(project)
-    project.stage('02_left', 'rows: In = "data/rows.txt"\nleft: Out = "data/left"', 'import resource\nresource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))\n' + hungry)
+    only_if_held(project, 'import resource\nresource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))\nbytearray(2**31)')
     done = project.cli('run', 'demo')
     assert done.code == 1 and done.text.count('02_left failed in cell 3') == 1 and 'MemoryError' in done.text, done
-    assert {o['stage']: o['status'] for o in project.rows()} == {'01_make': 'completed', '02_right': 'completed', '02_left': 'failed', '03_join': 'skipped'}
+    assert project.rows(stage='02_left')[0]['status'] == 'failed' and project.rows(stage='02_right')[0]['status'] == 'completed'
     nothing_left(project)
 
 
@@ -307,9 +310,7 @@ def little_memory():
 
 def test_the_out_of_memory_killer(project, little_memory):
     put_pipeline(project)
-    project.stage('02_left', 'rows: In = "data/rows.txt"\nleft: Out = "data/left"', f'import os\nif os.path.exists("hold"):\n    x = []\n    while True: x.append(bytearray(10**7))',
-        'os.makedirs(left)\nfor i in range(1, 6): open(f"{left}/{i}", "w").write(open(rows).read()*i)')
-    (project.folder/'hold').touch()
+    only_if_held(project, 'x = []\nwhile True: x.append(bytearray(10**7))')
     command = f'echo $$ > {little_memory}; exec {sys.executable} -m mlops_nb.cli run demo'
     res = subprocess.run(['sh', '-c', command], cwd=project.root, capture_output=True, text=True, env={**os.environ, 'COLUMNS': '200', mark: project.mark})
     only_left_failed(project, Done(res.returncode, res.stdout, res.stderr), 'out-of-memory killer', 'in cell 3', '→')
@@ -338,7 +339,6 @@ def flip(path):
     ('01_make', 'rows', ['-p', 'extra=1'], set(stages)), # two stages read it
     ('02_left', 'left', ['-p', 'join.extra=1'], {'02_left', '03_join'}), # a folder
     ('02_left', 'left', ['-p', 'join.extra=1', '--only', 'join'], {'02_left', '03_join'}),
-    ('02_left', 'left', ['-p', 'join.extra=1', '-j', '1'], {'02_left', '03_join'}),
     ('03_join', 'answer', [], {'03_join'})]) # read by nobody, but shown
 def test_a_flipped_bit_is_noticed_and_its_maker_runs_again(project, stage, out, args, made):
     put_pipeline(project)
@@ -353,18 +353,6 @@ def test_a_flipped_bit_is_noticed_and_its_maker_runs_again(project, stage, out, 
     assert len(list((project.state/'store'/'damaged').iterdir())) == 1
     right_outputs(project)
     whole(project)
-    nothing_left(project)
-
-
-def test_damage_that_one_stage_alone_cannot_mend_is_an_error(project):
-    put_pipeline(project)
-    project.ok()
-    shutil.rmtree(stored(project, '01_make', 'rows').parent)
-    flip(stored(project, '02_left', 'left'))
-    done = project.cli('run', 'demo', '--only', 'join', '-p', 'join.extra=1')
-    assert done.code == 1 and 'left' in done.text and 'is damaged' in done.text and '→ run the pipeline again' in done.text and 'Traceback' not in done.text, done
-    assert project.ok('-p', 'join.extra=1').statuses == dict.fromkeys(stages, 'completed') | {'02_right': 'cached'}
-    right_outputs(project)
     nothing_left(project)
 
 
@@ -392,8 +380,8 @@ def test_the_ledger_or_the_store_vanishes_during_a_run(project, what):
     for o in project.state.glob('ledger.db*') if what == 'ledger' else [project.state/'store']: shutil.rmtree(o) if o.is_dir() else o.unlink()
     (project.folder/'hold').unlink()
     done = project.wait(p, 30)
-    assert done.code == (1 if what == 'ledger' else 0) and 'Traceback' not in done.text, done
-    if done.code: assert 'the ledger is gone' in done.text and '→' in done.text
+    assert done.code == 1 and 'Traceback' not in done.text and '→' in done.text, done
+    assert project.quiet() == [] and ('the ledger is gone' in done.text) == (what == 'ledger')
     project.ok()
     right_outputs(project)
     whole(project)
@@ -425,7 +413,7 @@ def fill(folder, leave=0):
 
 
 def one_clear_error(done, *words):
-    assert done.code in (1, 2) and 'Traceback' not in done.text and '→' in done.text and all(o in done.text for o in words), done
+    assert done.code in (1, 2) and 'Traceback' not in done.text and '→' in done.text and all(re.search(o, done.text) for o in words), done
 
 
 places = {'store': '.mlops/store', 'ledger': '.mlops', 'temporary folder': '.mlops/tmp', 'executed notebooks': '.mlops/runs', 'default paths': 'nbs/pipelines/demo/data'}
@@ -434,17 +422,27 @@ places = {'store': '.mlops/store', 'ledger': '.mlops', 'temporary folder': '.mlo
 @pytest.mark.parametrize('place', places)
 @pytest.mark.parametrize('trouble', ['full', 'read-only'])
 def test_a_disk_is_full_or_read_only(project, mount, place, trouble):
-    put_pipeline(project)
+    project.stage('01_make', 'rows: Out = "data/rows.txt"', 'open(rows, "w").write("1\\n"*20_000)')
     disk = mount(project.root/places[place], 'size=3m')
-    if trouble == 'full': fill(disk, 0 if place != 'ledger' else 200_000)
+    if trouble == 'full': fill(disk)
     else: mount.remount(disk, 'ro')
-    done = project.cli('run', 'demo')
-    one_clear_error(done, 'Read-only' if trouble == 'read-only' and place != 'ledger' else '')
+    one_clear_error(project.cli('run', 'demo'), re.escape(str(disk)), 'No space left|full|unable to open' if trouble == 'full' else 'Read-only|readonly')
     assert project.quiet() == []
     if trouble == 'full': (disk/'ballast').unlink()
     else: mount.remount(disk, 'rw')
-    project.ok()
-    right_outputs(project)
+    assert project.ok().code == 0 and (project.data/'rows.txt').read_text() == '1\n'*20_000
+    nothing_left(project)
+
+
+@pytest.mark.parametrize('room', range(0, 240_000, 40_000))
+def test_the_disk_of_all_state_is_full_at_some_point(project, mount, room):
+    project.stage('01_make', 'rows: Out = "data/rows.txt"', 'open(rows, "w").write("1\\n"*200_000)')
+    disk = mount(project.state, 'size=3m')
+    fill(disk, room)
+    one_clear_error(project.cli('run', 'demo'), str(disk))
+    assert project.quiet() == []
+    (disk/'ballast').unlink()
+    assert project.ok().code == 0 and (project.data/'rows.txt').read_text() == '1\n'*200_000
     nothing_left(project)
 
 
@@ -460,16 +458,16 @@ def test_a_stage_fills_a_disk_of_its_own(project, mount):
 
 # --- in a program that lives on
 
-@pytest.mark.parametrize('kind', ['run', 'start', 'cell', 'completed', 'cached'])
 @pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
-def test_a_listener_that_raises_leaves_nothing_behind(project, kind, error):
+def test_a_listener_that_raises_leaves_nothing_behind(project, error):
     put_pipeline(project)
     run(project.settings, 'demo', only=['make'])
-    def listener(told, *args):
-        if told == kind: raise error('enough')
-    with pytest.raises(Stopped if error is KeyboardInterrupt else error): run(project.settings, 'demo', listener=listener)
-    nothing_left(project)
-    with project.ledger as ledger: assert ledger.run('last')['status'] == 'stopped'
+    for kind in ('run', 'cached', 'start', 'cell', 'completed'):
+        def listener(told, *args):
+            if told == kind: raise error('enough')
+        with pytest.raises(Stopped if error is KeyboardInterrupt else error): run(project.settings, 'demo', listener=listener)
+        nothing_left(project)
+        with project.ledger as ledger: assert ledger.run('last')['status'] == 'stopped'
     assert [o.status for o in run(project.settings, 'demo')] == ['completed']
     right_outputs(project)
     nothing_left(project)
