@@ -79,7 +79,7 @@ def new(
     path = new_project(name, library=library)
     print(f"{path} is ready. Next:\n  cd {os.path.relpath(path)}\n  make demo")
 
-# %% ../nbs/api/21_cli.ipynb #97e23fe1
+# %% ../nbs/api/21_cli.ipynb #0ca08e74
 @app.command()
 def run(
     pipeline:PipelineName,
@@ -98,10 +98,9 @@ def run(
     from mlops_nb.show import listener
     command = shlex.join(['mlops-nb', *sys.argv[1:]])
     with listener(many=bool(each)) as show:
-        try: results = run_pipeline(settings_of(env), pipeline, given(params_file, param), assignments(each), only, force, jobs, show, command)
-        except Stopped as e: raise Stopped(e.what, remedy=f'{e.remedy}: {command}') from None
+        results = run_pipeline(settings_of(env), pipeline, given(params_file, param), assignments(each), only, force, jobs, show, command)
     if as_json: print_json(results[0].as_json() if not each else dict(status=worst(results), runs=[o.as_json() for o in results]))
-    else: tell_results(results, command)
+    else: tell_results(results)
     if worst(results) != 'completed': raise typer.Exit(1)
 
 # %% ../nbs/api/21_cli.ipynb #1951295d
@@ -109,8 +108,8 @@ def worst(results)->str:
     "The status of several runs together"
     return 'completed' if all(o.status == 'completed' for o in results) else 'failed'
 
-# %% ../nbs/api/21_cli.ipynb #f3057b5f
-def tell_results(results, command:str):
+# %% ../nbs/api/21_cli.ipynb #9ee25443
+def tell_results(results):
     "Print what became of the runs"
     from mlops_nb.show import against_baseline, console, failure_text, params_text, result_table
     from rich.text import Text
@@ -120,7 +119,7 @@ def tell_results(results, command:str):
         out.print(result_table(r))
         for o in against_baseline(r.metrics): out.print(f'[bold green]{o}[/]')
         for o in r.failures: out.print(Text.from_ansi(failure_text(o, os.getcwd(), out.is_terminal)))
-    for o in next_steps(results, command): out.print(o, soft_wrap=True)
+    for o in next_steps(results, results[0].command): out.print(o, soft_wrap=True)
 
 # %% ../nbs/api/21_cli.ipynb #d15fdfb9
 def next_steps(results, command:str)->list: # lines

@@ -278,12 +278,13 @@ def check_tagged(nb:Notebook):
 # %% ../nbs/api/02a_parameters.ipynb #7ff90010
 class Text(str): "A value that came as text, from a command line or an environment variable"
 
-# %% ../nbs/api/02a_parameters.ipynb #f6169109
+# %% ../nbs/api/02a_parameters.ipynb #8c496cbe
 def bind_one(p:Param, v, where:str):
     "The exact value of parameter `p` for the given `v`"
     try: return from_text(p.type, v) if isinstance(v, Text) else check_value(p.type, v)
     except ValueError as e:
-        raise ParameterError(f"parameter {p.name} must be {p.type}, not {e}", where=where,
+        said = e if p.type.name != 'Secret' else type(v).__name__
+        raise ParameterError(f"parameter {p.name} must be {p.type}, not {said}", where=where,
             remedy=p.comment and f'{p.name}: {p.comment}') from e
 
 # %% ../nbs/api/02a_parameters.ipynb #abb5b175

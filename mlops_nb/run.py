@@ -6,16 +6,16 @@
 __all__ = ['StageResult', 'RunResult', 'ActiveRun', 'git_state', 'Scheduler', 'make_again', 'accept', 'accept_cached',
            'look_again', 'inputs_whole', 'try_start', 'release', 'launch', 'start_ready', 'fail', 'not_started',
            'finish', 'drive', 'beat', 'on_signals', 'signals_as_interrupt', 'stop', 'clean_up_after_the_dead',
-           'each_values', 'each_params', 'take_cached', 'start_runs', 'note_start', 'execute_runs', 'run']
+           'each_values', 'each_params', 'take_cached', 'start_runs', 'masked', 'note_start', 'execute_runs', 'run']
 
-# %% ../nbs/api/09_run.ipynb #ab094bcb
-import os, shutil, signal, subprocess, tempfile, threading, time
+# %% ../nbs/api/09_run.ipynb #64d07d04
+import math, os, shutil, signal, subprocess, tempfile, threading, time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import product
 from .core import DamagedError, LedgerError, MlopsError, ParameterError, PipelineError, StageError, StoreError, Stopped, did_you_mean, writing
 from .executor import LocalExecutor, sweep_orphans
-from .parameters import Text, many_from_text
+from .parameters import many_from_text, most_values, to_source
 from .pipeline import bind_pipeline, find_stage, load_pipeline
 from .plan import Planner, Workspace, artifacts, look, make_plan
 from .process import this_process
@@ -38,7 +38,7 @@ class StageResult:
     error:dict=None
     executed:str='' # path of the executed notebook
 
-# %% ../nbs/api/09_run.ipynb #911f1ce3
+# %% ../nbs/api/09_run.ipynb #4eedbc58
 @dataclass
 class RunResult:
     "What became of a run"
@@ -47,6 +47,7 @@ class RunResult:
     status:str # completed, failed or stopped
     stages:list=field(default_factory=list) # of StageResult
     params:dict=field(default_factory=dict)
+    command:str='' # as typed, without secrets
 
     @property
     def metrics(self)->dict: 
@@ -59,7 +60,7 @@ class RunResult:
         stages = [dict(stage=s.stage, status=s.status, seconds=round(s.seconds, 3), peak_mb=s.peak_mb, metrics=s.metrics) for s in self.stages]
         return dict(run=self.run, status=self.status, metrics=self.metrics, stages=stages)
 
-# %% ../nbs/api/09_run.ipynb #ce12317b
+# %% ../nbs/api/09_run.ipynb #e26bb213
 class ActiveRun:
     "A run of one pipeline, while it goes on"
     def __init__(self,
@@ -72,7 +73,7 @@ class ActiveRun:
         self.pipeline = planner.pipeline
         self.pending = set(only or self.pipeline.stages)
         self.made,self.steps,self.results = {},{},{}
-        self.id = None
+        self.id,self.command = None,''
 
     @property
     def ready(self)->list: 
@@ -83,7 +84,7 @@ class ActiveRun:
         order = [self.results[o] for o in self.pipeline.order if o in self.results]
         statuses = {o.status for o in order}
         status = 'stopped' if 'stopped' in statuses or self.pending else 'failed' if statuses & {'failed','skipped'} else 'completed'
-        return RunResult(self.id, self.pipeline.name, status, order, self.params)
+        return RunResult(self.id, self.pipeline.name, status, order, self.params, self.command)
 
     @property
     def params(self)->dict: 
@@ -314,26 +315,27 @@ def clean_up_after_the_dead(ws:Workspace):
         if _is_left(ws, o): shutil.rmtree(o, ignore_errors=True)
     ws.store.sweep()
 
-# %% ../nbs/api/09_run.ipynb #24768c1b
+# %% ../nbs/api/09_run.ipynb #821204fd
 def each_values(pipeline, key:str, values)->list:
     "The list of values for parameter `key`, from text if need be"
     name = key.rpartition('.')[2]
     types = [s.params[name].type for s in pipeline.stages.values() if name in s.params]
-    if not types: raise ParameterError(f"unknown parameter {key}", where=f'pipeline {pipeline.name}',
+    where,remedy = f'pipeline {pipeline.name}', f"write {key}=a,b,c or {key}=1..12"
+    if not types: raise ParameterError(f"unknown parameter {key}", where=where,
         remedy=did_you_mean(name, {k for s in pipeline.stages.values() for k in s.params}))
-    if not isinstance(values, str): return list(values)
-    try: found = many_from_text(types[0], values)
-    except ValueError as e: raise ParameterError(f"each {key} must be {types[0]}, not {e}", where=f'pipeline {pipeline.name}',
-        remedy=f"write {key}=a,b,c or {key}=1..12") from e
-    if not found: raise ParameterError(f"{key} has no values to map over", where=f'pipeline {pipeline.name}',
-        remedy=f"write {key}=a,b,c or {key}=1..12")
-    return found
+    if any(o.name == 'Secret' for o in types): raise ParameterError(f"{key} is a secret, and can't be mapped over", where=where, remedy="run once for each")
+    try: found = many_from_text(types[0], values) if isinstance(values, str) else list(values)
+    except (ValueError, TypeError) as e: raise ParameterError(f"each {key} must be {types[0]}, not {e}", where=where, remedy=remedy) from e
+    if not found: raise ParameterError(f"{key} has no values to map over", where=where, remedy=remedy)
+    return list({to_source(o): o for o in found}.values())
 
-# %% ../nbs/api/09_run.ipynb #4bc0d83c
+# %% ../nbs/api/09_run.ipynb #42b4164b
 def each_params(pipeline, each:dict)->list: # of {key: value}
     "One dict of parameters for every combination"
-    keys = list(each)
-    return [dict(zip(keys, vs)) for vs in product(*(each_values(pipeline, k, each[k]) for k in keys))]
+    values = {k: each_values(pipeline, k, v) for k,v in each.items()}
+    n = math.prod(map(len, values.values()))
+    if n > most_values: raise ParameterError(f"{n:,} runs are too many", where=f"each {', '.join(values)}", remedy=f"at most {most_values:,} at once")
+    return [dict(zip(values, vs)) for vs in product(*values.values())]
 
 # %% ../nbs/api/09_run.ipynb #79965a37
 def take_cached(run:ActiveRun, only:list):
@@ -358,11 +360,18 @@ def start_runs(ws:Workspace, pipeline, params:dict, each:dict, only:list, force:
         if only_: take_cached(runs[-1], only_)
     return runs
 
-# %% ../nbs/api/09_run.ipynb #153b0600
+# %% ../nbs/api/09_run.ipynb #966b9235
+def masked(command:str, pipeline, params:dict)->str:
+    "`command` without the values of secrets, also where a shell needs them quoted"
+    secrets = {k for s in pipeline.stages.values() for k in s.secrets}
+    for v in (str(v) for k,v in (params or {}).items() if v and k.rpartition('.')[2] in secrets):
+        for form in (v, v.replace("'", "'\"'\"'")): command = command.replace(form, '***')
+    return command
+
+# %% ../nbs/api/09_run.ipynb #ab65278d
 def note_start(ws:Workspace, run:ActiveRun, git:dict, command:str, each:dict):
     "Write the start of a run into the ledger"
-    for stage in run.pipeline.stages.values():
-        for v in (stage.values.get(o) for o in stage.secrets): command = command.replace(v, '***') if v else command
+    run.command = command
     ws.ledger.keep_environment(environment_digest(), environment())
     run.id = ws.ledger.start_run(run.pipeline.name, params=run.params, each=each or None, command=command, env=ws.settings.env,
         settings=dict(seed=ws.settings.seed, engine=ws.settings.engine, environment=environment_digest()), **git)
@@ -388,7 +397,7 @@ def execute_runs(
             stop(sch, error_of(e) if isinstance(e, MlopsError) else None)
             raise
 
-# %% ../nbs/api/09_run.ipynb #fbe0402a
+# %% ../nbs/api/09_run.ipynb #7c3e0744
 def run(
     settings,
     pipeline:str, # name or folder
@@ -401,14 +410,17 @@ def run(
     command:str='', # as typed, for the ledger
 )->list: # of RunResult; one unless `each` is given
     "Run a pipeline"
-    ws = Workspace(settings)
+    ws,again,jobs = Workspace(settings), '', settings.jobs if jobs is None else jobs
+    if jobs < 1: raise ParameterError(f"{jobs} jobs at a time", where='jobs', remedy='1 or more')
     with signals_as_interrupt():
         try:
-            runs = start_runs(ws, load_pipeline(settings, pipeline), params, each, only, force)
+            p = load_pipeline(settings, pipeline)
+            again = command = masked(command, p, params)
+            runs = start_runs(ws, p, params, each, only, force)
             clean_up_after_the_dead(ws)
             git = git_state(settings.root)
-            execute_runs(ws, runs, jobs or settings.jobs, listener, lambda run: note_start(ws, run, git, command, each))
+            execute_runs(ws, runs, jobs, listener, lambda run: note_start(ws, run, git, command, each))
         except KeyboardInterrupt: raise Stopped("stopped",
-            remedy="the same command carries on: finished stages are not run again") from None
+            remedy=f"the same command carries on: finished stages are not run again\n    {again}".rstrip()) from None
         finally: ws.digests.flush()
     return [o.result() for o in runs]
