@@ -46,7 +46,11 @@ def _join_streams(outputs:list, scrub):
         if len(pieces) > 1 and (clean := scrub(text))!=text:
             for i,o in enumerate(pieces): o['text'] = '' if i else clean
 
-# %% ../nbs/api/05_engine.ipynb #818dac9a
+# %% ../nbs/api/05_engine.ipynb #487194d6
+_types = {'cell_type','output_type','kernelspec','language_info','nbformat','nbformat_minor','id'} # neither they nor what they say
+_keys = {'cells','metadata','source','outputs','text','data','traceback','ename','evalue','name','tags','execution_count','papermill','status'}
+
+# %% ../nbs/api/05_engine.ipynb #48800ced
 def scrubber(
     secrets:dict, # name → value
 ): # a function of a string, list or dict; containers are changed in place
@@ -56,11 +60,12 @@ def scrubber(
         if isinstance(o, str):
             for form,mark in found:
                 if form in o: o = o.replace(form, mark)
-        elif isinstance(o, (dict,list)):
-            if isinstance(o, dict) and isinstance(o.get('outputs'), list): _join_streams(o['outputs'], scrub)
-            for k in (o if isinstance(o, dict) else range(len(o))):
-                new = scrub(o[k])
-                if new is not o[k]: o[k] = new
+        elif isinstance(o, list): o[:] = map(scrub, o)
+        elif isinstance(o, dict):
+            if isinstance(o.get('outputs'), list): _join_streams(o['outputs'], scrub)
+            for k in [k for k in o if k not in _types]:
+                new = k if k in _keys else scrub(k)
+                o[new] = scrub(o[k] if new == k else o.pop(k))
         return o
     return scrub if found else lambda o: o
 
