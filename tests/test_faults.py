@@ -99,17 +99,22 @@ def kill_and_resume(project, n, wait):
     assert not [o['stage'] for o in new if o['status'] == 'completed' and o['fingerprint'] in done], 'a finished stage ran again'
     assert {o['stage'] for o in new} == set(stages) and {o['status'] for o in new} <= {'completed', 'cached'}
     with project.ledger as ledger: assert ledger.claims() == [] and ledger.runs(status='running') == []
-    return killed.code, len(again.json['stages']) - sum(o['status'] == 'completed' for o in new)
+    return killed.code != 0, len(again.json['stages']) - sum(o['status'] == 'completed' for o in new)
 
 
 def kills(project, n, seed):
-    "`n` kills, at random moments of a run's duration, one after the other"
+    "`n` kills, at random moments spread over a run's duration"
     put_pipeline(project)
     start = time.monotonic()
     project.ok()
-    duration = time.monotonic() - start
-    chance = random.Random(seed)
-    found = [kill_and_resume(project, i+2, duration*(i + chance.random())/n) for i in chance.sample(range(n), n)]
+    duration, chance, found, value = .9*(time.monotonic()-start), random.Random(seed), [], 1
+    for i in chance.sample(range(n), n):
+        while True:
+            value += 1
+            killed, kept = kill_and_resume(project, value, duration*(i + chance.random())/n)
+            if killed: break
+            duration *= .9 # it was done before: runs are quicker now
+        found.append(kept)
     once_each(project)
     for o in project.data.glob('.*.tmp'): os.utime(o, (0, 0))
     project.ok('--force')
@@ -123,8 +128,7 @@ def test_the_runner_is_killed_at_50_random_moments(tmp_path):
         with ThreadPoolExecutor(2) as pool: found = [o for os in pool.map(kills, projects, [25, 25], [1, 2]) for o in os]
     finally:
         for o in projects: o.put_away()
-    assert len(found) == 50 and sum(code == -signal.SIGKILL for code, _ in found) >= 40
-    assert {0, 1, 3} <= {kept for _, kept in found}, 'the moments are not spread over the run'
+    assert len(found) == 50 and {0, 1, 3} <= set(found), 'the moments are not spread over the run'
 
 
 # --- several at once
