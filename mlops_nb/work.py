@@ -72,7 +72,7 @@ def _unreadable(path:Path)->str:
     except OSError as e: return f"can't be read: {e.strerror}"
     return '' if whole else f"isn't a readable {path.suffix} file"
 
-# %% ../nbs/api/08a_work.ipynb #351ff096
+# %% ../nbs/api/08a_work.ipynb #0c7e3bfa
 def check_output(
     stage:Stage,
     name:str, # of the Out
@@ -83,6 +83,8 @@ def check_output(
     where = stage.nb.where(stage.params[name].cell)
     if not os.path.lexists(path): raise StageError(f"the notebook did not write its Out {name}", where=where,
         remedy=_where_instead(stage, name, path, started))
+    if path.is_dir() and path.suffix in readable and path.suffix != '.parquet': raise StageError(f"the Out {name} is a folder, not a {path.suffix} file",
+        where=where, remedy="look at the cell that writes it")
     for f in (o for o in sorted(path.rglob('*')) if not o.is_dir()) if path.is_dir() else (path,):
         if why := _unreadable(f): raise StageError(f"the Out {name} {why} ({f.relative_to(path.parent)})", where=where,
             remedy="look at the cell that writes it")
