@@ -55,11 +55,11 @@ def is_url(path:str)->bool:
     "Is it `scheme://…`?"
     return bool(re.match(r'[a-zA-Z][\w+.-]+://', path))
 
-# %% ../nbs/api/06_stage.ipynb #c3746cf0
+# %% ../nbs/api/06_stage.ipynb #2bcd8536
 def place(path:str, folder)->str: 
-    "`path` as seen from `folder`: absolute, or a URL"
+    "`path` as seen from `folder`: absolute and without links, or a URL"
     if path.startswith('file://'): path = path[len('file://'):]
-    return path if not path or is_url(path) else os.path.normpath(os.path.join(folder, path))
+    return path if not path or is_url(path) else os.path.realpath(os.path.join(folder, path))
 
 # %% ../nbs/api/06_stage.ipynb #5de63f5c
 def check_kernel(nb:Notebook):
