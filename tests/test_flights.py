@@ -1,0 +1,35 @@
+"""The flights pipeline on two months, in a scratch copy of this project"""
+import shutil
+from pathlib import Path
+
+import pytest
+from scratch import Project
+
+flights = Path(__file__).resolve().parents[1]/'nbs'/'pipelines'/'flights'
+small = [o for kv in ('months=5,6', 'test_month=6', 'train_window=1') for o in ('-p', kv)]
+
+
+@pytest.fixture
+def project(tmp_path):
+    p = Project(tmp_path/'project', pipeline='flights')
+    for f in flights.glob('*.ipynb'): shutil.copyfile(f, p.folder/f.name)
+    yield p
+    p.put_away()
+
+
+def test_it_beats_the_baseline_runs_only_what_changed_and_repeats_itself(project):
+    first = project.ok(*small)
+    assert set(first.statuses.values()) == {'completed'} and len(first.statuses) == 5
+    found = first.json['metrics']
+    assert found['auc'] > found['baseline_auc'] > .5 and found['log_loss'] < found['baseline_log_loss']
+    assert {o.name for o in project.data.iterdir()} >= {'flights.parquet', 'features.parquet', 'model.skops', 'metrics.json'}
+
+    again = project.ok(*small)
+    assert set(again.statuses.values()) == {'cached'} and again.json['metrics'] == found
+
+    other = project.ok(*small, '-p', 'iterations=20').statuses
+    assert other == {'01_ingest': 'cached', '02_validate': 'cached', '03_features': 'cached', '04_train': 'completed', '05_evaluate': 'completed'}
+
+    project.ok(*small, '--force')
+    made = [{k: v['digest'] for k, v in o['outputs'].items()} for o in project.rows(status='completed')]
+    assert made[-5:] == made[:5], 'the same fingerprint gives the same bytes'
