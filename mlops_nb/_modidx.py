@@ -363,6 +363,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlops_nb.kernel.die_with_parent': ('api/kernel.html#die_with_parent', 'mlops_nb/kernel.py'),
                                  'mlops_nb.kernel.give_secrets': ('api/kernel.html#give_secrets', 'mlops_nb/kernel.py'),
                                  'mlops_nb.kernel.kernel_command': ('api/kernel.html#kernel_command', 'mlops_nb/kernel.py'),
+                                 'mlops_nb.kernel.look_beside_notebook': ('api/kernel.html#look_beside_notebook', 'mlops_nb/kernel.py'),
                                  'mlops_nb.kernel.main': ('api/kernel.html#main', 'mlops_nb/kernel.py'),
                                  'mlops_nb.kernel.read_secrets': ('api/kernel.html#read_secrets', 'mlops_nb/kernel.py'),
                                  'mlops_nb.kernel.secret': ('api/kernel.html#secret', 'mlops_nb/kernel.py'),

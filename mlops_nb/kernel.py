@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['die_with_parent', 'adopt_orphans', 'seed_all', 'give_secrets', 'read_secrets', 'secret', 'seed_before_first_cell',
-           'main', 'kernel_command']
+           'look_beside_notebook', 'main', 'kernel_command']
 
 # %% ../nbs/api/04a_kernel.ipynb #c6a03bc3
 import ctypes, faulthandler, importlib.abc, importlib.util, json, os, random, signal, sys
@@ -91,15 +91,27 @@ def seed_before_first_cell(
         seed_all(seed)
     shell.events.register('pre_run_cell', once)
 
-# %% ../nbs/api/04a_kernel.ipynb #ea492bed
+# %% ../nbs/api/04a_kernel.ipynb #37746fbe
+def look_beside_notebook(
+    path:list, # sys.path; it is changed
+):
+    "Let the working folder be searched where IPython has it searched"
+    if '' in path: return
+    path.insert(next((i for i,o in enumerate(path) if os.path.basename(o) in ('site-packages','dist-packages')), 0), '')
+
+# %% ../nbs/api/04a_kernel.ipynb #4667e402
 def main():
     "Run an IPython kernel until it is told to stop"
     die_with_parent(int(os.environ.pop('MLOPS_WORKER')))
     read_secrets()
     faulthandler.enable(os.fdopen(os.dup(2), 'w'))
+    sys.modules['debugpy'] = None
+    import ipykernel.debugger
+    del sys.modules['debugpy']
     from ipykernel.kernelapp import IPKernelApp
     app = IPKernelApp.instance()
     app.initialize()
+    look_beside_notebook(sys.path)
     seed_before_first_cell(app.shell, int(os.environ.get('MLOPS_SEED', 0)))
     app.start()
     app.control_thread.join(1)
