@@ -7,8 +7,9 @@ __all__ = ['forms', 'marks', 'scrubber', 'read_notebook', 'check_kernel', 'priva
            'mark_of', 'find_marked', 'sweep', 'high_water', 'Meter', 'failure', 'oom_counters', 'oom_kills',
            'signal_name', 'death', 'explain', 'leave_note', 'execute', 'bundles', 'metrics_of', 'reports_of']
 
-# %% ../nbs/api/05_engine.ipynb #3c1f5405
-import base64, html, json, math, os, re, resource, shutil, signal, sys, tempfile, threading, time, traceback, urllib.parse, warnings
+# %% ../nbs/api/05_engine.ipynb #ea061e63
+import base64, html, json, math, os, re, resource, shutil, signal, sys, tempfile
+import threading, time, traceback, urllib.parse, warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from .contract import record_mime, report_mime
 from .core import ConfigError, MlopsError, NotebookError, ParameterError
 from .kernel import give_secrets, secret
 
-# %% ../nbs/api/05_engine.ipynb #35a8c4c0
+# %% ../nbs/api/05_engine.ipynb #935ef13a
 def _quoted(value:str)->set: 
     "A value as it is written in Python, JSON, HTML and a URL"
     return {value, repr(value)[1:-1], repr(value.encode())[2:-1], json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1],
-            html.escape(value), html.escape(value, quote=False), urllib.parse.quote(value), urllib.parse.quote(value, safe=''), urllib.parse.quote_plus(value)}
+            html.escape(value), html.escape(value, quote=False),
+            urllib.parse.quote(value), urllib.parse.quote(value, safe=''), urllib.parse.quote_plus(value)}
 
 # %% ../nbs/api/05_engine.ipynb #1a353723
 def forms(value:str)->set: 
@@ -28,13 +30,14 @@ def forms(value:str)->set:
     once = _quoted(value)
     return once | {o for form in once for o in _quoted(form)} | {base64.b64encode(value.encode()).decode().rstrip('=')}
 
-# %% ../nbs/api/05_engine.ipynb #bd88a7bc
+# %% ../nbs/api/05_engine.ipynb #abaefcb5
 def marks(
     secrets:dict, # name → value
 )->list: # of (form, what stands in its place), long forms first
     "What is searched for, and what it becomes"
     for k,v in secrets.items():
-        if 0 < len(v) < 4: raise ParameterError(f"the secret {k} has {len(v)} characters: too few to be kept out of a notebook", remedy='use 4 or more')
+        if 0 < len(v) < 4:
+            raise ParameterError(f"the secret {k} has {len(v)} characters: too few to be kept out of a notebook", remedy='use 4 or more')
     return sorted(((form, f'[secret {k}]') for k,v in secrets.items() if v for form in forms(v)), key=lambda o: -len(o[0]))
 
 # %% ../nbs/api/05_engine.ipynb #28ea3adc
@@ -260,7 +263,7 @@ def signal_name(n:int)->str:
     try: return signal.Signals(n).name
     except ValueError: return f'signal {n}'
 
-# %% ../nbs/api/05_engine.ipynb #87421a08
+# %% ../nbs/api/05_engine.ipynb #4a0cb220
 def death(
     code:int, # exit status; negative: the signal
     oom:bool=False, # was somebody killed for memory meanwhile?
@@ -269,8 +272,8 @@ def death(
     who:str='the kernel', # whose end it is
 )->dict: # arguments for failure
     "How a process came to its end, in words"
-    if code >= 0: return dict(kind='killed', ename='Exited', evalue=f'{who} exited with status {code} in the middle of the work', traceback=log,
-                              exitcode=code, remedy='something called exit, or a native library did; look for os._exit')
+    if code >= 0: return dict(kind='killed', ename='Exited', evalue=f'{who} exited with status {code} in the middle of the work',
+                              traceback=log, exitcode=code, remedy='something called exit, or a native library did; look for os._exit')
     name = signal_name(-code)
     by = 'the out-of-memory killer' if oom and code==-signal.SIGKILL else name
     held = f'it held {peak_mb:,.0f} MB; ' if peak_mb else ''
@@ -299,7 +302,7 @@ def explain(
     if isinstance(e, MlopsError): return failure('output', type(e).__name__, e.what, **at, remedy=e.remedy)
     return failure('engine', type(e).__name__, str(e), ''.join(traceback.format_exception(e)), **at)
 
-# %% ../nbs/api/05_engine.ipynb #f839b79e
+# %% ../nbs/api/05_engine.ipynb #cb200c42
 def leave_note(play, error:dict):
     "Write into the executed notebook what it couldn't say itself"
     import nbformat
@@ -308,7 +311,8 @@ def leave_note(play, error:dict):
     if error['kind']!='exception' and error['cell']:
         text = '\n'.join(o for o in (error['traceback'], f"{error['ename']}: {error['evalue']}", error['remedy']) if o)
         cell = man.nb.cells[error['cell']-1]
-        if cell.cell_type=='code': cell.outputs.append(nbformat.v4.new_output('error', ename=error['ename'], evalue=error['evalue'], traceback=[text]))
+        note = nbformat.v4.new_output('error', ename=error['ename'], evalue=error['evalue'], traceback=[text])
+        if cell.cell_type=='code': cell.outputs.append(note)
     man.save()
 
 # %% ../nbs/api/05_engine.ipynb #5cd7ebe3
@@ -321,7 +325,7 @@ def _perform(job:dict, play, kernel:str):
     papermill.execute_notebook(str(job['notebook']), None, cwd=str(cwd), kernel_name=kernel,
                                **manage(play, job.get('engine'), timeout, job.get('start_timeout') or 60))
 
-# %% ../nbs/api/05_engine.ipynb #71f799e7
+# %% ../nbs/api/05_engine.ipynb #43aa326e
 def execute(
     job:dict, # id, notebook, output; optional: cwd, seed, engine, secrets, timeout and start_timeout (s), env, tmp
     on_event=None, # called with each event, a dict
@@ -343,8 +347,8 @@ def execute(
         finally:
             give_secrets({})
             sweep([job['id']])
-    return dict(status='failed' if error else 'completed', error=error, seconds=round(meter.seconds, 3), cpu_seconds=round(meter.cpu_seconds, 3),
-                peak_mb=round(meter.peak, 1), engine=job.get('engine') or 'papermill')
+    used = dict(seconds=round(meter.seconds, 3), cpu_seconds=round(meter.cpu_seconds, 3), peak_mb=round(meter.peak, 1))
+    return dict(status='failed' if error else 'completed', error=error, **used, engine=job.get('engine') or 'papermill')
 
 # %% ../nbs/api/05_engine.ipynb #439b423c
 def bundles(

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['prefix', 'sweep_folders', 'Nest', 'Running', 'Crew', 'LocalExecutor', 'sweep_orphans']
 
-# %% ../nbs/api/08_executor.ipynb #157f9842
-import os, re, shutil, socket, subprocess, sys, tempfile, time
+# %% ../nbs/api/08_executor.ipynb #6785030c
+import os, re, shutil, socket, subprocess, tempfile, time
 from collections import deque
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe, wait as wait_for
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def sweep_folders(
     for o in gone: shutil.rmtree(o, ignore_errors=True)
     return [o.name for o in gone]
 
-# %% ../nbs/api/08_executor.ipynb #27826ff8
+# %% ../nbs/api/08_executor.ipynb #fff58c05
 class Nest:
     "A nursery as its owner sees it"
     def __init__(self, folder):
@@ -64,8 +65,9 @@ class Nest:
 
     def ended(self)->tuple: # number, exit code; or None: the nursery itself is gone
         "Who ended, and how"
-        data = self.sock.recv(farewell.size, socket.MSG_WAITALL)
-        return farewell.unpack(data) if data else None
+        try: data = self.sock.recv(farewell.size, socket.MSG_WAITALL)
+        except OSError: return None
+        return farewell.unpack(data) if len(data)==farewell.size else None
 
     def close(self)->int: # how it ended
         "End all workers, and the nursery"
@@ -99,7 +101,7 @@ class Running:
         return dict(status='failed', error=error, seconds=round(time.monotonic()-self.start, 3), cpu_seconds=None, peak_mb=None,
                     engine=self.job.get('engine') or 'papermill')
 
-# %% ../nbs/api/08_executor.ipynb #924c15a4
+# %% ../nbs/api/08_executor.ipynb #b054e05c
 class Crew:
     "The workers that run, and their nursery"
     def __init__(self, folder): self.folder,self.nest,self.workers,self.count = folder,None,{},0 # number → Running
@@ -110,7 +112,7 @@ class Crew:
         conn = self.nest.start(self.count + 1)
         self.count += 1
         self.workers[self.count] = Running(job, conn)
-        conn.send({'tmp': self.folder, **job})
+        with suppress(OSError): conn.send({'tmp': self.folder, **job}) # if nobody is there, `hear` will hear of it
 
     def hear(self, timeout:float=None)->list:
         "What was said until now, by whom: wait for the first word"
@@ -142,7 +144,7 @@ class Crew:
         "Kill the worker of a job"
         for n in (n for n,o in self.workers.items() if o.job['id']==id):
             self.workers[n].cancelled = True
-            self.nest.kill(n)
+            with suppress(OSError): self.nest.kill(n)
 
     def stop(self):
         "End all of them"

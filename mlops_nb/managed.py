@@ -6,7 +6,7 @@
 __all__ = ['managed_name', 'Play', 'Client', 'secrets_pipe', 'Kernel', 'kernel_class', 'notebook_bytes', 'first_line', 'Manager',
            'engines', 'find_engine', 'managed', 'manage']
 
-# %% ../nbs/api/04b_managed.ipynb #abc41903
+# %% ../nbs/api/04b_managed.ipynb #41d9017b
 import json, logging, os, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ from jupyter_client.asynchronous import AsyncKernelClient
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
-from papermill.engines import Engine, NBClientEngine, NotebookExecutionManager, papermill_engines
+from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
 
 from .core import ConfigError, StoreError, atomic_write, did_you_mean, writing
 from .kernel import kernel_command
@@ -43,9 +43,13 @@ class Play:
         self.scrub,self.emit,self.sample,self.started = scrub,emit,sample,started
         self.log = self.folder/'kernel.log'
 
-# %% ../nbs/api/04b_managed.ipynb #76c9feb5
+# %% ../nbs/api/04b_managed.ipynb #c9af48b1
 class Client(AsyncKernelClient):
     "A kernel client that is ready as soon as the kernel is"
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.context.setsockopt(zmq.RECONNECT_IVL, 10) # ms
+
     async def _answers(self)->bool:
         "Ask once: did it answer, and is the output channel connected?"
         self.kernel_info()
@@ -78,7 +82,7 @@ def secrets_pipe(values:dict):
     try: yield r
     finally: os.close(r)
 
-# %% ../nbs/api/04b_managed.ipynb #9bdb2a49
+# %% ../nbs/api/04b_managed.ipynb #1675a218
 class Kernel(AsyncKernelManager):
     "A kernel of this interpreter, reached by IPC"
     play = None
@@ -86,7 +90,6 @@ class Kernel(AsyncKernelManager):
         super().__init__(**kwargs)
         self.transport,self.connection_file,self.client_factory = 'ipc',str(self.play.folder/'k.json'),Client
         self._kernel_spec = KernelSpec(argv=kernel_command(), language='python', display_name='Python')
-        self.context.setsockopt(zmq.RECONNECT_IVL, 10) # ms; the kernel's sockets appear while we knock
 
     async def _async_launch_kernel(self, kernel_cmd, **kw):
         "Start it with its log and its secrets"
@@ -179,14 +182,14 @@ def engines()->dict:
 # %% ../nbs/api/04b_managed.ipynb #5df64642
 managed_name = 'mlops-nb-managed'
 
-# %% ../nbs/api/04b_managed.ipynb #8c97ea9c
+# %% ../nbs/api/04b_managed.ipynb #e2afde96
 def find_engine(
     name:str=None, # default: papermill
 ): # a papermill Engine class
     "The engine of that name"
     known = engines()
     if (name or 'papermill') in known: return known[name or 'papermill']
-    raise ConfigError(f"there is no engine {name}", where='engine', remedy=f"{did_you_mean(name, known)} (known: {', '.join(sorted(known))})")
+    raise ConfigError(f"there is no engine {name}", where='engine', remedy=f"{did_you_mean(name, known)} (known: {', '.join(known)})")
 
 # %% ../nbs/api/04b_managed.ipynb #9d973a03
 def managed(

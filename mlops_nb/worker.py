@@ -47,18 +47,20 @@ def end_all(
         time.sleep(0.01)
     return False
 
-# %% ../nbs/api/05a_worker.ipynb #39e8b2b1
+# %% ../nbs/api/05a_worker.ipynb #eb6f31f5
 def hidden()->list: 
     "Modules that papermill would import and a worker doesn't need"
-    clouds = [] if importlib.metadata.entry_points(group='papermill.engine') else ['pyarrow','boto3','azure','gcsfs','github','numpy','pandas']
+    foreign = importlib.metadata.entry_points(group='papermill.engine')
+    clouds = [] if foreign else ['pyarrow','boto3','azure','gcsfs','github','numpy','pandas']
     return [o for o in ['rfc3987_syntax', *clouds] if o not in sys.modules]
 
-# %% ../nbs/api/05a_worker.ipynb #5a47f596
+# %% ../nbs/api/05a_worker.ipynb #282d62f0
 def warm():
     "Import what each worker needs"
     away = hidden()
     for o in away: sys.modules[o] = None
-    import mlops_nb.managed, papermill, psutil, ipykernel # noqa: F401
+    import mlops_nb.managed, nbformat.v4, papermill, psutil
+    nbformat.validate(nbformat.v4.new_notebook()) # compiles the schema
     for o in away: del sys.modules[o]
     gc.collect()
     gc.freeze()
