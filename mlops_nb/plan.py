@@ -42,7 +42,7 @@ class Step:
     outputs:dict=field(default_factory=dict, repr=False) # {parameter: Artifact}, where cached
     hit:dict=field(default=None, repr=False) # the stage run that did it, where cached
 
-# %% ../nbs/api/07a_plan.ipynb #1762b986
+# %% ../nbs/api/07a_plan.ipynb #dadb47e0
 class Planner:
     "Plans the steps of one pipeline"
     def __init__(self,
@@ -52,10 +52,13 @@ class Planner:
         index=None, # a CodeIndex to share
     ):
         self.ws,self.pipeline,self.forced = ws,pipeline,set(force)
-        self.index = index or CodeIndex([pipeline.folder, ws.settings.root])
+        self.index = index or self.read_code()
         self.sources = {o: self._open(o) for o in pipeline.stages}
         self.lasts = ws.ledger.lasts(pipeline.name)
-        self.damaged = {} # {stage: why its stored outputs can't be used}
+
+    def read_code(self)->CodeIndex:
+        "The project's code as it is now"
+        return CodeIndex([self.pipeline.folder, self.ws.settings.root])
 
     def _open(self, name):
         s = self.pipeline.stages[name]
@@ -72,11 +75,15 @@ class Planner:
         "The components of a stage, as far as its inputs are known"
         return components(self.pipeline.stages[name], self.inputs(name, made), self.ws.settings.seed, self.index, self.makers(name))
 
+    def code_now(self, name:str)->dict:
+        "{label: digest} of the definitions that a stage reaches, read anew"
+        return components(self.pipeline.stages[name], {}, self.ws.settings.seed, self.read_code(), self.makers(name))['code']
+
     def makers(self, name:str):
         "The stages above; they are looked for when somebody asks"
         yield from (self.pipeline.stages[o] for o in sorted(self.pipeline.above(name)))
 
-# %% ../nbs/api/07a_plan.ipynb #d6fc351b
+# %% ../nbs/api/07a_plan.ipynb #bd62bf8e
 def why(planner:Planner, name:str, parts:dict, unknown:dict)->list:
     "The causes for which stage `name` would run; `unknown` is {input: stage that will make it}"
     if name in planner.forced: return ['forced']
@@ -87,14 +94,14 @@ def why(planner:Planner, name:str, parts:dict, unknown:dict)->list:
     found = causes(planner.pipeline.stages[name], old, parts, packages)
     if not last and unknown: return found
     found += [f'input {planner.pipeline.stages[name].text(k)} is made by {stage}, which runs' for k,stage in unknown.items()]
-    return found or [planner.damaged.get(name) or 'its outputs are no longer stored']
+    return found or ['no run of just this is on record any more']
 
 # %% ../nbs/api/07a_plan.ipynb #ae5af8c9
 def artifacts(row:dict)->dict: 
     "{parameter: Artifact} of a stage run's outputs"
     return {k: Artifact(**{f: v[f] for f in ('digest','name','size','kind')}) for k,v in (row['outputs'] or {}).items()}
 
-# %% ../nbs/api/07a_plan.ipynb #b4c80d11
+# %% ../nbs/api/07a_plan.ipynb #172579e2
 def look(
     planner:Planner,
     names:list, # stages whose inputs are all known
@@ -106,7 +113,7 @@ def look(
     hits = planner.ws.ledger.hits([v for o,v in prints.items() if o not in planner.forced])
     stored = planner.ws.store.has_many(a for o in hits.values() for a in artifacts(o).values())
     def step(o):
-        hit = hits.get(prints[o]) if o not in planner.forced and o not in planner.damaged else None
+        hit = hits.get(prints[o]) if o not in planner.forced else None
         outs = artifacts(hit) if hit else {}
         lost = [k for k,v in outs.items() if v not in stored]
         if hit and not lost: return Step(o, 'cached', [], prints[o], parts[o], outs, hit)
@@ -114,7 +121,7 @@ def look(
         return Step(o, 'run', reasons, prints[o], parts[o])
     return [step(o) for o in names]
 
-# %% ../nbs/api/07a_plan.ipynb #d574b8c1
+# %% ../nbs/api/07a_plan.ipynb #eaccc57c
 def make_plan(planner:Planner)->list: # of Step, in an order that they can run in
     "What would run, and why"
     made,running,steps = {},set(),[]
@@ -122,7 +129,8 @@ def make_plan(planner:Planner)->list: # of Step, in an order that they can run i
         known = [o for o in level if not planner.pipeline.parents(o) & running]
         found = {o.stage: o for o in look(planner, known, made)}
         for o in level:
-            step = found.get(o) or Step(o, 'run', why(planner, o, planner.parts(o, made), {k: s for k,(s,_) in planner.pipeline.upstream[o].items() if s in running}))
+            unknown = {k: s for k,(s,_) in planner.pipeline.upstream[o].items() if s in running}
+            step = found.get(o) or Step(o, 'run', why(planner, o, planner.parts(o, made), unknown))
             if step.status == 'cached': made[o] = step.outputs
             else: running.add(o)
             steps.append(step)
