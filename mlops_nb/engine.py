@@ -53,22 +53,23 @@ def _join_streams(outputs:list, scrub):
 _types = {'cell_type','output_type','kernelspec','language_info','nbformat','nbformat_minor','id'} # neither they nor what they say
 _keys = {'cells','metadata','source','outputs','text','data','traceback','ename','evalue','name','tags','execution_count','papermill','status'}
 
-# %% ../nbs/api/05_engine.ipynb #48800ced
+# %% ../nbs/api/05_engine.ipynb #a54b6da5
 def scrubber(
     secrets:dict, # name → value
 ): # a function of a string, list or dict; containers are changed in place
     "What takes these secrets out of a notebook"
     found = marks(secrets)
-    def scrub(o):
+    def scrub(o, shown=False): # `shown`: is it the cell's own data?
         if isinstance(o, str):
             for form,mark in found:
                 if form in o: o = o.replace(form, mark)
-        elif isinstance(o, list): o[:] = map(scrub, o)
+        elif isinstance(o, list): o[:] = [scrub(v, shown) for v in o]
         elif isinstance(o, dict):
             if isinstance(o.get('outputs'), list): _join_streams(o['outputs'], scrub)
-            for k in [k for k in o if k not in _types]:
+            for k in [k for k in o if shown or k not in _types]:
                 new = k if k in _keys else scrub(k)
-                o[new] = scrub(o[k] if new == k else o.pop(k))
+                own = shown or k in ('data','widgets') or (k=='metadata' and 'output_type' in o)
+                o[new] = scrub(o[k] if new==k else o.pop(k), own)
         return o
     return scrub if found else lambda o: o
 

@@ -327,6 +327,8 @@ shows = [
     'import base64, urllib.parse; print(base64.b64encode(token.encode()), urllib.parse.quote(token))',
     'import os; os.write(2, token.encode()); os._exit(1)',
     'import json; json.dumps(token)',
+    'from IPython.display import JSON; JSON({"id": token, "cell_type": [token], token: 1})',
+    'get_ipython().display_pub.publish({"text/plain": "x"}, metadata={"id": token})',
     'from IPython import get_ipython; get_ipython().display_pub.publish({"text/plain": "x"}, metadata={"who": token})']
 
 
