@@ -410,7 +410,7 @@ def _as_source(path, index:CodeIndex)->tuple: # (Source, magics and shell lines)
     tree = cell_tree(Path(path).read_text(errors='replace'))[0] if path.endswith('.py') else None
     return Source('', path, tree or ast.Module([], []), find=index.source), []
 
-# %% ../nbs/api/02b_code.ipynb #9dc8c532
+# %% ../nbs/api/02b_code.ipynb #9d35367c
 def starting_places(
     src:Source, # of a notebook or a script
     lines, # its magics and shell lines
@@ -419,7 +419,7 @@ def starting_places(
     "Where the code of a notebook leads, by imports and by the scripts it runs"
     folder = os.path.dirname(src.path)
     if any('sys' in o for o in src.imports): index.look_in(path_folders(src))
-    places = next_places(src, src.tree.body) | {(m,'*') for o in lines for m in _run_module.findall(o)}
+    places = next_places(src, src.tree.body, whole=src.path.endswith('.py')) | {(m,'*') for o in lines for m in _run_module.findall(o)}
     files = {o: digest_file(o)[:20] for o in find_files(src.nodes, lines, folder) if os.path.realpath(o) != os.path.realpath(src.path)}
     return places, files
 
