@@ -138,16 +138,21 @@ def _move(src, dest)->bool:
         with suppress(OSError): os.rmdir(d) # only an empty one goes
     return True
 
-# %% ../nbs/api/03_store.ipynb #c4818d96
+# %% ../nbs/api/03_store.ipynb #0a347131
 def _replace(
     new, # in a box beside `dest`
     dest, # a file, a folder or nothing
 ):
-    "Put `new` in the place of `dest`"
-    folder = os.path.isdir(dest) and not os.path.islink(dest)
-    if folder or os.path.isdir(new) and os.path.lexists(dest): os.rename(dest, new.with_name('old')) # only files replace files
-    os.replace(new, dest)
-    fsync_path(dest.parent)
+    "Put `new` in the place of `dest`; others may be doing so between our two steps, so we try again"
+    changed = errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR
+    for i in range(50):
+        try:
+            folder = os.path.isdir(dest) and not os.path.islink(dest)
+            if folder or os.path.isdir(new) and os.path.lexists(dest): os.rename(dest, new.with_name(f'old{i}')) # only files replace files
+            os.replace(new, dest)
+            return fsync_path(dest.parent)
+        except OSError as e:
+            if e.errno not in changed or i == 49: raise
 
 # %% ../nbs/api/03_store.ipynb #3ae6915c
 def spoilt(artifact, dest):

@@ -67,6 +67,29 @@ def test_a_writer_killed_at_any_moment_leaves_only_whole_things(tmp_path):
     assert os.listdir(tmp_path/'data') == ['published'] and os.listdir(store.root/'tmp') == [] and seen
 
 
+def publish_again(root, src, barrier, queue):
+    "Publish changing folders to one place, as often as the others do"
+    store, trouble = LocalStore(root), []
+    arts = [store.put(o) for o in sorted(Path(src).iterdir())]
+    barrier.wait()
+    for a in arts*25:
+        try: store.publish(a, Path(root)/'published')
+        except StoreError as e: trouble.append(str(e))
+    queue.put(trouble)
+
+
+def test_many_processes_publish_to_one_place(tmp_path):
+    for i in range(4):
+        (tmp_path/'src'/f'd{i}').mkdir(parents=True)
+        (tmp_path/'src'/f'd{i}'/'x').write_text(f'{i}')
+    barrier, queue = spawn.Barrier(3), spawn.Queue()
+    ps = [spawn.Process(target=publish_again, args=(tmp_path/'store', tmp_path/'src', barrier, queue)) for _ in range(3)]
+    for p in ps: p.start()
+    assert [queue.get(timeout=60) for _ in ps] == [[]]*3
+    for p in ps: p.join(60)
+    assert (tmp_path/'store'/'published'/'x').read_text() in '0123' and not list((tmp_path/'store').glob('.*'))
+
+
 def remember(db, paths, barrier, queue):
     "Open one new cache together with others, learn, and write it down"
     barrier.wait()
