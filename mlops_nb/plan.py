@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['Workspace', 'Step', 'Planner', 'why', 'artifacts', 'look', 'make_plan', 'plan']
 
-# %% ../nbs/api/07a_plan.ipynb #ecb90994
+# %% ../nbs/api/07a_plan.ipynb #79147a21
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from .code import CodeIndex
 from .pipeline import Pipeline, bind_pipeline, find_stage, load_pipeline
 from .source import open_source
-from .stage import causes, components, fingerprint, param_values
+from .core import PipelineError
+from .stage import causes, components, fingerprint, is_above
 from .content import Artifact, DigestCache
 from .store import open_store
 from .ledger import open_ledger
@@ -42,7 +44,7 @@ class Step:
     outputs:dict=field(default_factory=dict, repr=False) # {parameter: Artifact}, where cached
     hit:dict=field(default=None, repr=False) # the stage run that did it, where cached
 
-# %% ../nbs/api/07a_plan.ipynb #dadb47e0
+# %% ../nbs/api/07a_plan.ipynb #b50debdd
 class Planner:
     "Plans the steps of one pipeline"
     def __init__(self,
@@ -53,12 +55,20 @@ class Planner:
     ):
         self.ws,self.pipeline,self.forced = ws,pipeline,set(force)
         self.index = index or self.read_code()
+        self._check_places()
         self.sources = {o: self._open(o) for o in pipeline.stages}
         self.lasts = ws.ledger.lasts(pipeline.name)
 
     def read_code(self)->CodeIndex:
         "The project's code as it is now"
         return CodeIndex([self.pipeline.folder, self.ws.settings.root])
+
+    def _check_places(self):
+        state = os.path.realpath(self.ws.settings.state)
+        for s in self.pipeline.stages.values():
+            for k,path in s.outs.items():
+                if is_above(path, state) or path.startswith(state+os.sep): raise PipelineError(f"{k}: Out = {s.text(k)!r} is where the runner keeps its own files",
+                    where=s.nb.where(s.params[k].cell), remedy=f'write to a path of the stage\'s own, e.g. "data/{k}"')
 
     def _open(self, name):
         s = self.pipeline.stages[name]

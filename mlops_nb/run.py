@@ -6,9 +6,10 @@
 __all__ = ['StageResult', 'RunResult', 'ActiveRun', 'git_state', 'Scheduler', 'make_again', 'accept', 'accept_cached',
            'look_again', 'inputs_whole', 'try_start', 'release', 'launch', 'start_ready', 'fail', 'not_started',
            'finish', 'drive', 'beat', 'on_signals', 'signals_as_interrupt', 'stop', 'clean_up_after_the_dead',
-           'each_values', 'each_params', 'take_cached', 'start_runs', 'masked', 'note_start', 'execute_runs', 'run']
+           'each_values', 'each_params', 'take_cached', 'start_runs', 'masked', 'note_start', 'execute_runs',
+           'check_engine', 'run']
 
-# %% ../nbs/api/09_run.ipynb #64d07d04
+# %% ../nbs/api/09_run.ipynb #66a42dbd
 import math, os, shutil, signal, subprocess, tempfile, threading, time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from itertools import product
 from .core import DamagedError, LedgerError, MlopsError, ParameterError, PipelineError, StageError, StoreError, Stopped, did_you_mean, writing
 from .executor import LocalExecutor, sweep_orphans
 from .parameters import many_from_text, most_values, to_source
-from .pipeline import bind_pipeline, find_stage, load_pipeline
+from .pipeline import addressed, bind_pipeline, find_stage, load_pipeline
 from .plan import Planner, Workspace, artifacts, look, make_plan
 from .process import this_process
 from .records import cached_row
@@ -60,7 +61,7 @@ class RunResult:
         stages = [dict(stage=s.stage, status=s.status, seconds=round(s.seconds, 3), peak_mb=s.peak_mb, metrics=s.metrics) for s in self.stages]
         return dict(run=self.run, status=self.status, metrics=self.metrics, stages=stages)
 
-# %% ../nbs/api/09_run.ipynb #e26bb213
+# %% ../nbs/api/09_run.ipynb #14e42012
 class ActiveRun:
     "A run of one pipeline, while it goes on"
     def __init__(self,
@@ -73,7 +74,7 @@ class ActiveRun:
         self.pipeline = planner.pipeline
         self.pending = set(only or self.pipeline.stages)
         self.made,self.steps,self.results = {},{},{}
-        self.id,self.command = None,''
+        self.id,self.command,self.error = None,'',None
 
     @property
     def ready(self)->list: 
@@ -89,12 +90,14 @@ class ActiveRun:
     @property
     def params(self)->dict: 
         "What was given for this run, without secrets: {stage.name: value}"
-        return {f'{s.short_name}.{k}': '***' if k in s.secrets else param_values(s).get(k, v) for s in self.pipeline.stages.values() for k,v in s.values.items()}
+        def told(s, k, v): return '***' if k in s.secrets else param_values(s).get(k, v)
+        return {f'{s.short_name}.{k}': told(s, k, v) for s in self.pipeline.stages.values() for k,v in s.values.items()}
 
-# %% ../nbs/api/09_run.ipynb #bc5b28a1
+# %% ../nbs/api/09_run.ipynb #d4b7a555
 def git_state(root)->dict: # {} outside a repository
     "The commit that is checked out, and whether anything differs from it"
-    try: out = subprocess.run(['git','-C',str(root),'status','--porcelain=v2','--branch','--untracked-files=no'], capture_output=True, text=True, timeout=10)
+    git = ['git', '-C', str(root), 'status', '--porcelain=v2', '--branch', '--untracked-files=no']
+    try: out = subprocess.run(git, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError): return {}
     lines = out.stdout.splitlines()
     commit = next((o.split()[-1] for o in lines if o.startswith('# branch.oid')), None)
@@ -130,7 +133,7 @@ def make_again(sch:Scheduler, run:ActiveRun, name:str, e:StoreError)->bool: # Fa
     sch.tell('damaged', run, name, e)
     return True
 
-# %% ../nbs/api/09_run.ipynb #2ec267a9
+# %% ../nbs/api/09_run.ipynb #742ea79d
 def accept(sch:Scheduler, run:ActiveRun, step, outputs:dict, result:StageResult):
     "A stage is done: its outputs are there for the next ones"
     run.pending.discard(step.stage)
@@ -140,13 +143,16 @@ def accept(sch:Scheduler, run:ActiveRun, step, outputs:dict, result:StageResult)
     except StoreError as e:
         if isinstance(e, DamagedError) and make_again(sch, run, step.stage, e): return
         result.status,result.error = 'failed', error_of(e)
+        run.error = result.error
     sch.tell(result.status, run, step.stage, result)
 
-# %% ../nbs/api/09_run.ipynb #a459a7f2
+# %% ../nbs/api/09_run.ipynb #5c4019b5
 def accept_cached(sch:Scheduler, run:ActiveRun, steps:list):
     "Nothing to do: take the outputs of the stage runs that did it; one transaction for all"
     if steps: sch.ws.ledger.add_stages(run.id, [cached_row(o.stage, o.hit, components=o.components) for o in steps])
-    for o in steps: accept(sch, run, o, o.outputs, StageResult(o.stage, 'cached', metrics=o.hit['metrics'] or {}, executed=o.hit['notebook_path'] or ''))
+    for o in steps:
+        done = StageResult(o.stage, 'cached', metrics=o.hit['metrics'] or {}, executed=o.hit['notebook_path'] or '')
+        accept(sch, run, o, o.outputs, done)
 
 # %% ../nbs/api/09_run.ipynb #66163942
 def look_again(sch:Scheduler, run:ActiveRun, names:list)->list: # of Step
@@ -168,7 +174,7 @@ def inputs_whole(sch:Scheduler, run:ActiveRun, step)->bool:
             return False
     return True
 
-# %% ../nbs/api/09_run.ipynb #eb21e6e2
+# %% ../nbs/api/09_run.ipynb #6183d328
 def try_start(sch:Scheduler, run:ActiveRun, step)->bool:
     "Start a stage, unless somebody else does it or an input is damaged; False: it must wait"
     if step.fingerprint in sch.claims or not sch.ws.ledger.claim(step.fingerprint, sch.owner):
@@ -177,9 +183,11 @@ def try_start(sch:Scheduler, run:ActiveRun, step)->bool:
         sch.tell('wait', run, step.stage)
         return False
     sch.claims.add(step.fingerprint)
+    run.planner.index = run.planner.read_code()
     again = look_again(sch, run, [step.stage])[0]
-    if again.status == 'run' and inputs_whole(sch, run, step): launch(sch, run, step)
-    else: release(sch, step.fingerprint)
+    if again.fingerprint != step.fingerprint: run.steps.pop(step.stage)
+    elif again.status == 'run' and inputs_whole(sch, run, step): launch(sch, run, step)
+    if step.fingerprint not in {w.step.fingerprint for _,w in sch.flying.values()}: release(sch, step.fingerprint)
     if again.status == 'cached': accept_cached(sch, run, [again])
     return True
 
@@ -205,7 +213,7 @@ def launch(sch:Scheduler, run:ActiveRun, step):
     run.pending.discard(step.stage)
     sch.tell('start', run, step.stage, step)
 
-# %% ../nbs/api/09_run.ipynb #682c254c
+# %% ../nbs/api/09_run.ipynb #dcf02e9a
 def start_ready(sch:Scheduler, run:ActiveRun)->bool: 
     "Accept or start what is ready; has anything moved?"
     now = time.monotonic()
@@ -215,22 +223,22 @@ def start_ready(sch:Scheduler, run:ActiveRun)->bool:
     steps = [run.steps[o] for o in ready if o in run.steps]
     cached = [o for o in steps if o.status == 'cached']
     accept_cached(sch, run, cached)
-    started = [len(sch.flying) < sch.jobs and run.steps.get(o.stage) is o and try_start(sch, run, o) for o in steps if o.status != 'cached']
+    def may(o): return len(sch.flying) < sch.jobs and run.steps.get(o.stage) is o
+    started = [may(o) and try_start(sch, run, o) for o in steps if o.status != 'cached']
     return bool(cached) or any(started)
 
-# %% ../nbs/api/09_run.ipynb #a86918d0
+# %% ../nbs/api/09_run.ipynb #0ec583e5
 def fail(sch:Scheduler, run:ActiveRun, step, result:dict):
     "A stage failed: what is below it is skipped"
     name = step.stage
-    run.pending.discard(name)
-    run.results[name] = StageResult(name, 'failed', result.get('seconds') or 0., result.get('peak_mb'), result.get('metrics') or {}, step.causes, result['error'], result.get('executed', ''))
-    sch.tell('failed', run, name, run.results[name])
-    for o in run.pipeline.order:
-        if o in run.pipeline.below(name) & run.pending:
-            run.pending.discard(o)
-            run.results[o] = StageResult(o, 'skipped', causes=[f'{name} failed'])
-            sch.ws.ledger.add_stages(run.id, [dict(stage=o, status='skipped', cause=f'{name} failed')])
-            sch.tell('skipped', run, o, run.results[o])
+    below = run.pipeline.below(name) & run.pending
+    skipped = [o for o in run.pipeline.order if o in below]
+    run.pending -= {name, *skipped}
+    run.results[name] = StageResult(name, 'failed', result.get('seconds') or 0., result.get('peak_mb'), result.get('metrics') or {},
+        step.causes, result['error'], result.get('executed', ''))
+    run.results |= {o: StageResult(o, 'skipped', causes=[f'{name} failed']) for o in skipped}
+    if skipped: sch.ws.ledger.add_stages(run.id, [dict(stage=o, status='skipped', cause=f'{name} failed') for o in skipped])
+    for o in (name, *skipped): sch.tell(run.results[o].status, run, o, run.results[o])
 
 # %% ../nbs/api/09_run.ipynb #9aadea1f
 def not_started(sch:Scheduler, run:ActiveRun, work:Work, e:MlopsError):
@@ -238,7 +246,7 @@ def not_started(sch:Scheduler, run:ActiveRun, work:Work, e:MlopsError):
     give_up(work, error_of(e))
     fail(sch, run, work.step, dict(error=error_of(e)))
 
-# %% ../nbs/api/09_run.ipynb #bcbb071d
+# %% ../nbs/api/09_run.ipynb #b28325c4
 def finish(sch:Scheduler, id:str, result:dict):
     "A stage run came back from the executor"
     run,work = sch.flying[id]
@@ -247,7 +255,8 @@ def finish(sch:Scheduler, id:str, result:dict):
     release(sch, work.step.fingerprint)
     if result['status'] != 'completed': return fail(sch, run, work.step, result)
     sch.done.add(work.step.fingerprint)
-    accept(sch, run, work.step, result['outputs'], StageResult(work.stage.name, 'completed', result['seconds'], result['peak_mb'], result['metrics'], work.step.causes, None, result['executed']))
+    done = StageResult(work.stage.name, 'completed', result['seconds'], result['peak_mb'], result['metrics'], work.step.causes, None, result['executed'])
+    accept(sch, run, work.step, result['outputs'], done)
 
 # %% ../nbs/api/09_run.ipynb #b96ea261
 def drive(sch:Scheduler):
@@ -315,14 +324,13 @@ def clean_up_after_the_dead(ws:Workspace):
         if _is_left(ws, o): shutil.rmtree(o, ignore_errors=True)
     ws.store.sweep()
 
-# %% ../nbs/api/09_run.ipynb #821204fd
+# %% ../nbs/api/09_run.ipynb #5941f4a9
 def each_values(pipeline, key:str, values)->list:
     "The list of values for parameter `key`, from text if need be"
-    name = key.rpartition('.')[2]
-    types = [s.params[name].type for s in pipeline.stages.values() if name in s.params]
+    stages,name = addressed(pipeline, key)
+    types = [p.type for o in stages if (p := pipeline.stages[o].params.get(name))]
     where,remedy = f'pipeline {pipeline.name}', f"write {key}=a,b,c or {key}=1..12"
-    if not types: raise ParameterError(f"unknown parameter {key}", where=where,
-        remedy=did_you_mean(name, {k for s in pipeline.stages.values() for k in s.params}))
+    if not types: raise ParameterError(f"unknown parameter {key}", where=where, remedy=did_you_mean(name, pipeline.stages[stages[0]].params))
     if any(o.name == 'Secret' for o in types): raise ParameterError(f"{key} is a secret, and can't be mapped over", where=where, remedy="run once for each")
     try: found = many_from_text(types[0], values) if isinstance(values, str) else list(values)
     except (ValueError, TypeError) as e: raise ParameterError(f"each {key} must be {types[0]}, not {e}", where=where, remedy=remedy) from e
@@ -346,14 +354,15 @@ def take_cached(run:ActiveRun, only:list):
             where=str(run.pipeline.folder), remedy=f"run without --only, or with --only {step.stage} before")
         if step.status == 'cached': run.made[step.stage] = step.outputs
 
-# %% ../nbs/api/09_run.ipynb #c6cdb779
+# %% ../nbs/api/09_run.ipynb #b3b3bdb3
 def start_runs(ws:Workspace, pipeline, params:dict, each:dict, only:list, force:bool)->list: # of ActiveRun
     "Check everything, then note in the ledger that the runs start"
+    if not isinstance(params or {}, dict): raise ParameterError(f"parameters are {{name: value}}, not {type(params).__name__}", remedy="give a dict")
     combos = each_params(pipeline, each or {})
     bound = [bind_pipeline(pipeline, {**(params or {}), **o}) for o in combos]
     index,runs = None,[]
     for i,p in enumerate(bound):
-        only_ = [find_stage(p, o) for o in only or ()]
+        only_ = [find_stage(p, o) for o in ([only] if isinstance(only, str) else only or ())]
         planner = Planner(ws, p, (only_ or p.stages) if force else (), index)
         index = planner.index
         runs.append(ActiveRun(planner, only_, i==len(bound)-1, combos[i]))
@@ -376,7 +385,7 @@ def note_start(ws:Workspace, run:ActiveRun, git:dict, command:str, each:dict):
     run.id = ws.ledger.start_run(run.pipeline.name, params=run.params, each=each or None, command=command, env=ws.settings.env,
         settings=dict(seed=ws.settings.seed, engine=ws.settings.engine, environment=environment_digest()), **git)
 
-# %% ../nbs/api/09_run.ipynb #e7bf3df7
+# %% ../nbs/api/09_run.ipynb #86a108a6
 def execute_runs(
     ws:Workspace,
     runs:list, # of ActiveRun
@@ -392,12 +401,19 @@ def execute_runs(
                 note(run)
                 listener('run', run)
             drive(sch)
-            for run in runs: ws.ledger.end_run(run.id, run.result().status)
+            for run in runs: ws.ledger.end_run(run.id, run.result().status, run.error)
         except BaseException as e:
             stop(sch, error_of(e) if isinstance(e, MlopsError) else None)
             raise
 
-# %% ../nbs/api/09_run.ipynb #7c3e0744
+# %% ../nbs/api/09_run.ipynb #703959d4
+def check_engine(settings):
+    "Refuse an engine that papermill doesn't know"
+    if settings.engine == 'papermill': return
+    from mlops_nb.managed import find_engine
+    find_engine(settings.engine)
+
+# %% ../nbs/api/09_run.ipynb #1cc54b26
 def run(
     settings,
     pipeline:str, # name or folder
@@ -414,6 +430,7 @@ def run(
     if jobs < 1: raise ParameterError(f"{jobs} jobs at a time", where='jobs', remedy='1 or more')
     with signals_as_interrupt():
         try:
+            check_engine(settings)
             p = load_pipeline(settings, pipeline)
             again = command = masked(command, p, params)
             runs = start_runs(ws, p, params, each, only, force)

@@ -241,14 +241,15 @@ def stages_of(
         [o['cause']] if o['cause'] else [], o['error'], o['notebook_path'] or '')
     return list(map(result, rows))
 
-# %% ../nbs/api/09b_show.ipynb #045b94b1
+# %% ../nbs/api/09b_show.ipynb #a02b4c35
 def run_head(
     run:dict, # a row of the ledger
 )->list: # of (label, text)
     "What is known about a run as a whole"
     commit = (run['git_commit'] or '')[:10] + (' with changes' if run['git_dirty'] else '')
     told = dict(run=run['id'], pipeline=run['pipeline'], status=run['status'], started=f"{run['started'][:19].replace('T',' ')} UTC", took=took(run),
-        parameters=params_text(run['params']), command=run['command'], commit=commit, by=f"{run['username']} on {run['host']}", environment=run['env'])
+        parameters=params_text(run['params']), command=run['command'], commit=commit, by=f"{run['username']} on {run['host']}", environment=run['env'],
+        error=(run['error'] or {}).get('what'))
     return [(k, v) for k,v in told.items() if v]
 
 # %% ../nbs/api/09b_show.ipynb #11e21585
