@@ -99,7 +99,7 @@ def look_beside_notebook(
     if '' in path: return
     path.insert(next((i for i,o in enumerate(path) if os.path.basename(o) in ('site-packages','dist-packages')), 0), '')
 
-# %% ../nbs/api/04a_kernel.ipynb #0bac365a
+# %% ../nbs/api/04a_kernel.ipynb #4667e402
 def main():
     "Run an IPython kernel until it is told to stop"
     die_with_parent(int(os.environ.pop('MLOPS_WORKER')))
@@ -111,7 +111,6 @@ def main():
     from ipykernel.kernelapp import IPKernelApp
     app = IPKernelApp.instance()
     app.initialize()
-    sys.path.insert(0, '') # modules beside the notebook, as in JupyterLab
     look_beside_notebook(sys.path)
     seed_before_first_cell(app.shell, int(os.environ.get('MLOPS_SEED', 0)))
     app.start()
