@@ -214,19 +214,20 @@ def _annotation(node, nb:Notebook, cell:Cell)->Type:
         raise NotebookError(f"{node.target.id} is annotated {e}, which is no type of a parameter", where=nb.where(cell),
             remedy="use int, float, bool, str, date, Literal, a list of these, Optional, In, Out or Secret") from e
 
-# %% ../nbs/api/02a_parameters.ipynb #914b1e4f
+# %% ../nbs/api/02a_parameters.ipynb #9ec3d169
 def _default(node, t, name, nb, cell)->tuple: # (value, is an expression)
     "The default, checked against its own annotation"
     try: v = literal_value(node)
     except (ValueError, TypeError, ArithmeticError) as e:
         if t and t.name in (*path_types,'Secret'):
-            raise NotebookError(f"{name}: {t} = {ast.unparse(node)} is an expression; the graph is read without executing it",
-                where=nb.where(cell), remedy="write the path as a plain string") from e
+            raise NotebookError(f"the default of {name}: {t} is an expression; the graph is read without executing it",
+                where=nb.where(cell), remedy="write the path as a plain string; leave a secret empty") from e
         return ast.unparse(node), True
     if t is None: return v, False
     try: v is None or check_value(t, v)
-    except ValueError as e: raise NotebookError(f"{name} must be {t}, but its default is {e}", where=nb.where(cell),
-        remedy="change the annotation or the default") from e
+    except ValueError as e:
+        raise NotebookError(f"{name} must be {t}, but its default is {'something else' if t.name=='Secret' else e}", where=nb.where(cell),
+            remedy="change the annotation or the default") from e
     return v, False
 
 # %% ../nbs/api/02a_parameters.ipynb #3483d15a
@@ -264,7 +265,7 @@ def read_params(nb:Notebook)->dict: # {name: Param}, in order
                 found[p.name] = p
     return found
 
-# %% ../nbs/api/02a_parameters.ipynb #b8501c3c
+# %% ../nbs/api/02a_parameters.ipynb #0d725733
 def check_tagged(nb:Notebook):
     "Complain of `In`, `Out` or `Secret` annotations outside a parameters cell"
     for cell in nb.code:
@@ -272,7 +273,8 @@ def check_tagged(nb:Notebook):
         tree,_ = cell_tree(cell.source)
         for node in tree.body if tree else ():
             if isinstance(node, ast.AnnAssign) and _last_name(node.annotation) in (*path_types,'Secret'):
-                raise NotebookError(f"{ast.unparse(node)} stands in a cell that isn't tagged parameters", where=nb.where(cell),
+                declared = f'{ast.unparse(node.target)}: {ast.unparse(node.annotation)}' # not the value: it may be a secret
+                raise NotebookError(f"{declared} stands in a cell that isn't tagged parameters", where=nb.where(cell),
                     remedy="tag the cell `parameters` (JupyterLab: property inspector, Common Tools, Cell Tags)")
 
 # %% ../nbs/api/02a_parameters.ipynb #7ff90010
