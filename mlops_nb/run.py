@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['StageResult', 'RunResult', 'ActiveRun', 'git_state', 'Scheduler', 'make_again', 'accept', 'accept_cached',
            'look_again', 'inputs_whole', 'try_start', 'release', 'launch', 'start_ready', 'fail', 'not_started',
-           'finish', 'drive', 'beat', 'on_signals', 'signals_as_interrupt', 'stop', 'clean_up_after_the_dead',
-           'each_values', 'each_params', 'take_cached', 'start_runs', 'masked', 'note_start', 'execute_runs',
-           'check_engine', 'run']
+           'finish', 'drive', 'heartbeat', 'shared_ledger', 'on_signals', 'signals_as_interrupt', 'stop',
+           'clean_up_after_the_dead', 'each_values', 'each_params', 'take_cached', 'start_runs', 'masked', 'note_start',
+           'execute_runs', 'check_engine', 'run']
 
-# %% ../nbs/api/09_run.ipynb #66a42dbd
+# %% ../nbs/api/09_run.ipynb #6e0ac2e4
 import math, os, shutil, signal, subprocess, tempfile, threading, time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import product
 from .core import DamagedError, LedgerError, MlopsError, ParameterError, PipelineError, StageError, StoreError, Stopped, did_you_mean, writing
+from .ledger import open_ledger
 from .executor import LocalExecutor, sweep_orphans
 from .parameters import many_from_text, most_values, to_source
 from .pipeline import addressed, bind_pipeline, find_stage, load_pipeline
@@ -103,7 +104,7 @@ def git_state(root)->dict: # {} outside a repository
     commit = next((o.split()[-1] for o in lines if o.startswith('# branch.oid')), None)
     return dict(git_commit=commit, git_dirty=any(not o.startswith('#') for o in lines)) if commit else {}
 
-# %% ../nbs/api/09_run.ipynb #ebebbb83
+# %% ../nbs/api/09_run.ipynb #2cb1b0d7
 class Scheduler:
     "Drives runs to their end on an executor"
     def __init__(self,
@@ -119,7 +120,6 @@ class Scheduler:
         self.claims,self.done = set(),set() # fingerprints: claimed by us; completed by us
         self.mended = set() # (run id, stage) of what was made again because it was damaged
         self.owner = this_process()
-        self.beaten = time.monotonic()
 
 # %% ../nbs/api/09_run.ipynb #11322727
 def make_again(sch:Scheduler, run:ActiveRun, name:str, e:StoreError)->bool: # False: that can't be
@@ -258,7 +258,7 @@ def finish(sch:Scheduler, id:str, result:dict):
     done = StageResult(work.stage.name, 'completed', result['seconds'], result['peak_mb'], result['metrics'], work.step.causes, None, result['executed'])
     accept(sch, run, work.step, result['outputs'], done)
 
-# %% ../nbs/api/09_run.ipynb #b96ea261
+# %% ../nbs/api/09_run.ipynb #226b746a
 def drive(sch:Scheduler):
     "Until nothing is pending and nothing is under way"
     while sch.flying or any(o.pending for o in sch.runs):
@@ -268,13 +268,31 @@ def drive(sch:Scheduler):
         for kind,id,data in sch.executor.wait(.1 if sch.waits else 1.):
             if kind == 'done': finish(sch, id, data)
             elif id in sch.flying: sch.tell(kind, sch.flying[id][0], sch.flying[id][1].stage.name, data)
-        if time.monotonic() - sch.beaten > 5: beat(sch)
 
-# %% ../nbs/api/09_run.ipynb #9a594988
-def beat(sch:Scheduler):
-    "A sign of life for the ledger"
-    sch.beaten = time.monotonic()
-    with suppress(LedgerError): sch.ws.ledger.beat(sch.owner)
+# %% ../nbs/api/09_run.ipynb #d87553e6
+@contextmanager
+def heartbeat(
+    url:str, # of the ledger
+    owner:dict, # who lives
+    every:float=10., # seconds
+):
+    "In the block, tell the ledger now and then that we live"
+    over = threading.Event()
+    def beats():
+        with open_ledger(url) as ledger:
+            while not over.wait(every):
+                with suppress(LedgerError): ledger.beat(owner)
+    thread = threading.Thread(target=beats, daemon=True)
+    thread.start()
+    try: yield
+    finally:
+        over.set()
+        thread.join()
+
+# %% ../nbs/api/09_run.ipynb #96390ddf
+def shared_ledger(settings)->bool:
+    "May other machines use the ledger too?"
+    return not settings.ledger.startswith('sqlite')
 
 # %% ../nbs/api/09_run.ipynb #ad4922d6
 @contextmanager
@@ -385,7 +403,7 @@ def note_start(ws:Workspace, run:ActiveRun, git:dict, command:str, each:dict):
     run.id = ws.ledger.start_run(run.pipeline.name, params=run.params, each=each or None, command=command, env=ws.settings.env,
         settings=dict(seed=ws.settings.seed, engine=ws.settings.engine, environment=environment_digest()), **git)
 
-# %% ../nbs/api/09_run.ipynb #86a108a6
+# %% ../nbs/api/09_run.ipynb #cd4c3144
 def execute_runs(
     ws:Workspace,
     runs:list, # of ActiveRun
@@ -400,7 +418,7 @@ def execute_runs(
             for run in runs:
                 note(run)
                 listener('run', run)
-            drive(sch)
+            with heartbeat(ws.settings.ledger, sch.owner) if shared_ledger(ws.settings) else nullcontext(): drive(sch)
             for run in runs: ws.ledger.end_run(run.id, run.result().status, run.error)
         except BaseException as e:
             stop(sch, error_of(e) if isinstance(e, MlopsError) else None)
