@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['In', 'Out', 'Secret', 'record_mime', 'report_mime', 'listener', 'as_number', 'Figures', 'record', 'report']
 
-# %% ../nbs/api/00a_contract.ipynb #4686cd69
-import json
+# %% ../nbs/api/00a_contract.ipynb #5a1bb3f1
 from typing import Annotated
 
 # %% ../nbs/api/00a_contract.ipynb #a9448a03

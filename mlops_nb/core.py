@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MlopsError', 'ConfigError', 'NotebookError', 'ParameterError', 'PipelineError', 'StoreError', 'DamagedError',
-           'LedgerError', 'StageError', 'Stopped', 'did_you_mean', 'digest_bytes', 'digest_json', 'digest_file',
-           'list_tree', 'digest_path', 'short', 'now', 'new_id', 'fsync_path', 'atomic_path', 'atomic_write',
-           'atomic_copy', 'writing']
+           'LedgerError', 'StageError', 'Stopped', 'did_you_mean', 'plain_text', 'digest_bytes', 'digest_json',
+           'digest_file', 'list_tree', 'digest_path', 'short', 'now', 'new_id', 'fsync_path', 'atomic_path',
+           'atomic_write', 'atomic_copy', 'writing']
 
-# %% ../nbs/api/00_core.ipynb #d1c97065
-import hashlib, json, os, secrets, shutil, tempfile
+# %% ../nbs/api/00_core.ipynb #03d62235
+import hashlib, json, os, re, secrets, shutil
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from difflib import get_close_matches
@@ -90,6 +90,11 @@ def did_you_mean(
     if near: return f"did you mean {near[0]}?"
     if not known: return "there are none"
     return 'known: ' + ', '.join(known[:12]) + (f' and {len(known)-12} more' if len(known)>12 else '')
+
+# %% ../nbs/api/00_core.ipynb #53f19c2c
+def plain_text(text:str)->str:
+    "`text` without a terminal's colors"
+    return re.sub(r'\x1b\[[\d;]*m', '', text)
 
 # %% ../nbs/api/00_core.ipynb #a4d96de6
 def digest_bytes(b:bytes)->str: 

@@ -5,24 +5,23 @@
 # %% auto #0
 __all__ = ['output_markdown', 'cell_markdown', 'readme_text', 'write_readme']
 
-# %% ../nbs/api/02c_readme.ipynb #547e26d6
+# %% ../nbs/api/02c_readme.ipynb #6cb5a2f8
 import re
-from pathlib import Path
 from .config import load_settings
-from .core import atomic_write
+from .core import atomic_write, plain_text
 from .notebook import Cell, Notebook, read_notebook
 
 # %% ../nbs/api/02c_readme.ipynb #2a994c54
 def _text(v)->str: return v if isinstance(v, str) else ''.join(v or ())
 
-# %% ../nbs/api/02c_readme.ipynb #16c75678
+# %% ../nbs/api/02c_readme.ipynb #e7b3becf
 def output_markdown(
     out:dict, # nbformat's output
 )->str: # '' if there is nothing to show
     "An output of a cell as Markdown"
     data = out.get('data', {})
     if 'text/markdown' in data: return _text(data['text/markdown']).strip()
-    text = re.sub(r'\x1b\[[\d;]*m', '', _text(out.get('text') or data.get('text/plain'))).rstrip()
+    text = plain_text(_text(out.get('text') or data.get('text/plain'))).rstrip()
     return f'```\n{text}\n```' if text else ''
 
 # %% ../nbs/api/02c_readme.ipynb #96c4e0b1

@@ -113,7 +113,7 @@ def matching(c, table, ref:str, limit:int=5)->list: # newest first
     exact = as_rows(c.execute(newest.where(t.id==ref)))
     return exact or as_rows(c.execute(newest.where(t.id.startswith(ref, autoescape=True) | t.id.endswith(ref, autoescape=True)).limit(limit)))
 
-# %% ../nbs/api/03c_tables.ipynb #ac3a34b6
+# %% ../nbs/api/03c_tables.ipynb #0673474e
 def find_row(c, table, 
     ref:str, # id, its beginning or end, or 'last'
     what:str, # in words
@@ -124,7 +124,7 @@ def find_row(c, table,
     if len(found)==1: return found[0]
     if found: raise NoSuchRun(f'{ref!r} fits several {what}s', remedy='say which: ' + ', '.join(o['id'] for o in found[:4]))
     recent = [o[0] for o in c.execute(sa.select(table.c.id).order_by(table.c.started.desc()).limit(200))]
-    raise NoSuchRun(f'there is no {what} {ref!r}', remedy=did_you_mean(ref, recent) if recent else f'there is no {what} yet')
+    raise NoSuchRun(f'there is no {what} {ref!r}', remedy=did_you_mean(ref, recent) if recent else 'start one: mlops-nb run PIPELINE')
 
 # %% ../nbs/api/03c_tables.ipynb #a3c544e8
 def as_artifact(
