@@ -8,11 +8,11 @@ __all__ = ['styles', 'seconds', 'number', 'metrics_text', 'against_baseline', 'c
            'params_text', 'took', 'runs_table', 'stages_of', 'run_head', 'show_run', 'output_text', 'log_text',
            'executed_notebook', 'stage_logs']
 
-# %% ../nbs/api/09b_show.ipynb #40535704
-import json, os, re, time
+# %% ../nbs/api/09b_show.ipynb #88d35e4a
+import os, time
 from pathlib import Path
 from types import SimpleNamespace
-from .core import PipelineError, did_you_mean, now
+from .core import PipelineError, did_you_mean, now, plain_text
 
 # %% ../nbs/api/09b_show.ipynb #772b47d3
 def seconds(s)->str:
@@ -90,9 +90,6 @@ def plan_table(steps):
     words = dict(cached=styled('cached', 'up to date'), run=styled('run', 'would run'))
     return table('', 'stage', '', 'why', rows=[(o.stage, words[o.status], _safe('\n'.join(o.causes))) for o in steps])
 
-# %% ../nbs/api/09b_show.ipynb #6c6dd85c
-_ansi = re.compile(r'\x1b\[[0-9;]*m')
-
 # %% ../nbs/api/09b_show.ipynb #2aae855c
 def source_view(
     error:dict, # as the engine tells it
@@ -107,14 +104,14 @@ def _refusal(o, root)->list:
     e = o.error
     return [f"{o.stage} failed: {e['what']}", *(f'  {mark} {e[k]}' for k,mark in (('where','at'), ('remedy','→')) if e.get(k)), *_kept(o, root)]
 
-# %% ../nbs/api/09b_show.ipynb #987606e4
+# %% ../nbs/api/09b_show.ipynb #ab8e8962
 def _headline(o)->str:
     "Stage, cell, notebook and exception in one line"
     e = o.error
     where = f" in cell {e['cell']}" + (f" of {e['notebook']}" if e.get('notebook') else '') if e.get('cell') else ''
-    return f"{o.stage} failed{where}: {e.get('ename','')}: {_ansi.sub('', str(e.get('evalue','')))}".rstrip(': ')
+    return f"{o.stage} failed{where}: {e.get('ename','')}: {plain_text(str(e.get('evalue','')))}".rstrip(': ')
 
-# %% ../nbs/api/09b_show.ipynb #03fb11ae
+# %% ../nbs/api/09b_show.ipynb #f8ff8a83
 def failure_text(
     o, # a failed `StageResult`
     root='.', # what paths are shown relative to
@@ -124,7 +121,7 @@ def failure_text(
     e = o.error or {}
     if e.get('what'): return '\n'.join(_refusal(o, root))
     source = ['', *(f'    {line}' for line in source_view(e).splitlines()), ''] if e.get('source') else []
-    trace = [e['traceback'] if ansi else _ansi.sub('', e['traceback'])] if e.get('traceback') else []
+    trace = [e['traceback'] if ansi else plain_text(e['traceback'])] if e.get('traceback') else []
     remedy = [f"  → {e['remedy']}"] if e.get('remedy') else []
     return '\n'.join([_headline(o), *source, *trace, *remedy, *_kept(o, root)])
 
@@ -241,15 +238,15 @@ def stages_of(
         [o['cause']] if o['cause'] else [], o['error'], o['notebook_path'] or '')
     return list(map(result, rows))
 
-# %% ../nbs/api/09b_show.ipynb #a02b4c35
+# %% ../nbs/api/09b_show.ipynb #6acfcd41
 def run_head(
     run:dict, # a row of the ledger
 )->list: # of (label, text)
     "What is known about a run as a whole"
     commit = (run['git_commit'] or '')[:10] + (' with changes' if run['git_dirty'] else '')
     told = dict(run=run['id'], pipeline=run['pipeline'], status=run['status'], started=f"{run['started'][:19].replace('T',' ')} UTC", took=took(run),
-        parameters=params_text(run['params']), command=run['command'], commit=commit, by=f"{run['username']} on {run['host']}", environment=run['env'],
-        error=(run['error'] or {}).get('what'))
+        parameters=params_text(run['params']), command=run['command'], commit=commit, by=f"{run['username']} on {run['host']}",
+        environment=run['env'], error=(run['error'] or {}).get('what'))
     return [(k, v) for k,v in told.items() if v]
 
 # %% ../nbs/api/09b_show.ipynb #11e21585
@@ -292,7 +289,7 @@ def executed_notebook(settings, row:dict):
     from mlops_nb.content import Artifact
     return row['executed'] and Workspace(settings).store.path(Artifact(**row['executed']))
 
-# %% ../nbs/api/09b_show.ipynb #7c487d83
+# %% ../nbs/api/09b_show.ipynb #be59bbb3
 def stage_logs(
     settings,
     rows:list, # stage runs of the ledger
@@ -301,9 +298,12 @@ def stage_logs(
 )->list: # of dict(stage, status, notebook, log)
     "What the notebooks of some stage runs printed"
     from mlops_nb.notebook import read_notebook
-    short = {re.sub(r'^\d+[a-z]?_', '', o['stage']): o['stage'] for o in rows}
+    from mlops_nb.stage import short_name
+    short = {short_name(o['stage']): o['stage'] for o in rows}
     names = {short.get(o, o) for o in only or ()}
     for o in names - {r['stage'] for r in rows}: raise PipelineError(f"this run has no stage {o}", remedy=did_you_mean(o, short.values()))
     found = [(o, executed_notebook(settings, o)) for o in rows if not names or o['stage'] in names]
-    def log(o, path): return dict(stage=o['stage'], status=o['status'], notebook=path and os.path.relpath(path), log=log_text(read_notebook(path), cell) if path else '')
+    def log(o, path):
+        text = log_text(read_notebook(path), cell) if path else ''
+        return dict(stage=o['stage'], status=o['status'], notebook=path and os.path.relpath(path), log=text)
     return [log(*o) for o in found]
