@@ -302,7 +302,7 @@ def test_what_was_used(tmp):
 # ## Secrets
 
 secret = 'q<7&"wéird p/w+%'
-uses = 'from mlops_nb.engine import secret\ntoken = secret("token")'
+uses = 'from mlops_nb.kernel import secret\ntoken = secret("token")'
 
 
 def nowhere(folder, value=secret, but=()):
