@@ -6,11 +6,10 @@
 __all__ = ['checks', 'extras', 'Finding', 'check', 'examine', 'python', 'packages', 'bytecode', 'settings', 'engine', 'disk',
            'store', 'ledger', 'pipelines', 'optional_parts', 'examine_all']
 
-# %% ../nbs/api/09c_doctor.ipynb #699cff18
+# %% ../nbs/api/09c_doctor.ipynb #6495bebf
 import importlib.metadata, importlib.util, os, platform, shutil, sys
 from dataclasses import dataclass
 from pathlib import Path
-from .config import load_settings
 from .core import ConfigError, MlopsError, StoreError, new_id, writing
 from .pipeline import load_pipeline, pipeline_folder, pipeline_names
 from .plan import Workspace

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Ledger', 'open_ledger']
 
-# %% ../nbs/api/04_ledger.ipynb #590a3d87
+# %% ../nbs/api/04_ledger.ipynb #64d70a7a
 from .database import open_database
 from .process import alive, as_owner, this_process
-from .records import Records, cached_row, patch
-from .tables import NoSuchRun, as_rows, insert_new, stamp, tables, version
+from .records import Records, patch
+from .tables import as_rows, insert_new, stamp, tables, version
 
 # %% ../nbs/api/04_ledger.ipynb #9e045ce8
 class Ledger(Records): "Records, claims and recovery"

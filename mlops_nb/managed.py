@@ -6,7 +6,7 @@
 __all__ = ['managed_name', 'Play', 'Client', 'secrets_pipe', 'Kernel', 'kernel_class', 'notebook_bytes', 'first_line', 'Manager',
            'engines', 'find_engine', 'managed', 'manage']
 
-# %% ../nbs/api/04b_managed.ipynb #41d9017b
+# %% ../nbs/api/04b_managed.ipynb #a4878b53
 import json, logging, os, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +19,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
 
-from .core import ConfigError, StoreError, atomic_write, did_you_mean, writing
+from .core import ConfigError, atomic_write, did_you_mean, writing
 from .kernel import kernel_command
 
 # %% ../nbs/api/04b_managed.ipynb #a3d869ed

@@ -108,15 +108,16 @@ def no_notebook_replaced(p:Pipeline):
                 if is_above(path, o.nb.path): raise PipelineError(f"{s.name} would write over the notebook of {o.name}",
                     where=s.nb.where(s.params[k].cell), remedy="give the Out a path of its own")
 
-# %% ../nbs/api/07_pipeline.ipynb #223c9156
+# %% ../nbs/api/07_pipeline.ipynb #83520b8b
 @check
 def no_part_of_an_output(p:Pipeline):
     "An In can't be inside an Out folder, nor hold Outs, nor match them by a pattern"
     for s in p.stages.values():
         for k,path in p.sources(s.name).items():
             hits = [o for o in p.producers if _matches(o, path) or path.startswith(o+os.sep) or o.startswith(path+os.sep)]
-            if hits: raise PipelineError(
-                f"{s.text(k)} {'is a part of' if path.startswith(hits[0]) else 'holds'} what {p.producers[hits[0]][0]} writes ({os.path.relpath(hits[0], s.folder)})",
+            if not hits: continue
+            maker,written = p.producers[hits[0]][0], os.path.relpath(hits[0], s.folder)
+            raise PipelineError(f"{s.text(k)} {'is a part of' if path.startswith(hits[0]) else 'holds'} what {maker} writes ({written})",
                 where=s.nb.where(s.params[k].cell), remedy="declare an In with exactly the path of that Out; a folder is one artifact")
 
 # %% ../nbs/api/07_pipeline.ipynb #0b041e35

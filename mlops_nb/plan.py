@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Workspace', 'Step', 'Planner', 'why', 'artifacts', 'look', 'make_plan', 'plan']
 
-# %% ../nbs/api/07a_plan.ipynb #79147a21
+# %% ../nbs/api/07a_plan.ipynb #d29c4e82
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from .code import CodeIndex
-from .pipeline import Pipeline, bind_pipeline, find_stage, load_pipeline
+from .pipeline import Pipeline, bind_pipeline, load_pipeline
 from .source import open_source
 from .core import PipelineError
 from .stage import causes, components, fingerprint, is_above
@@ -44,7 +44,7 @@ class Step:
     outputs:dict=field(default_factory=dict, repr=False) # {parameter: Artifact}, where cached
     hit:dict=field(default=None, repr=False) # the stage run that did it, where cached
 
-# %% ../nbs/api/07a_plan.ipynb #b50debdd
+# %% ../nbs/api/07a_plan.ipynb #db829b9b
 class Planner:
     "Plans the steps of one pipeline"
     def __init__(self,
@@ -67,8 +67,9 @@ class Planner:
         state = os.path.realpath(self.ws.settings.state)
         for s in self.pipeline.stages.values():
             for k,path in s.outs.items():
-                if is_above(path, state) or path.startswith(state+os.sep): raise PipelineError(f"{k}: Out = {s.text(k)!r} is where the runner keeps its own files",
-                    where=s.nb.where(s.params[k].cell), remedy=f'write to a path of the stage\'s own, e.g. "data/{k}"')
+                if is_above(path, state) or path.startswith(state+os.sep):
+                    raise PipelineError(f"{k}: Out = {s.text(k)!r} is where the runner keeps its own files",
+                        where=s.nb.where(s.params[k].cell), remedy=f'write to a path of the stage\'s own, e.g. "data/{k}"')
 
     def _open(self, name):
         s = self.pipeline.stages[name]

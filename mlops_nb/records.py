@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['run_ends', 'stage_ends', 'patch', 'Records', 'cached_row']
 
-# %% ../nbs/api/03d_records.ipynb #e4efb08d
+# %% ../nbs/api/03d_records.ipynb #5c9a6371
 import getpass
-from .core import LedgerError, did_you_mean, new_id
+from .core import LedgerError, new_id
 from .process import as_owner, this_process
-from .tables import NoSuchRun, add_edges, as_rows, checked, find_row, insert_new, known, plain_artifacts, stage_columns, stamp, tables, version
+from .tables import NoSuchRun, add_edges, as_rows, checked, find_row, insert_new, known, plain_artifacts, stage_columns, stamp
 
 # %% ../nbs/api/03d_records.ipynb #18e0934e
 def patch(f):

@@ -6,11 +6,11 @@
 __all__ = ['StageResult', 'RunResult', 'ActiveRun', 'git_state', 'Scheduler', 'make_again', 'accept', 'accept_cached',
            'look_again', 'inputs_whole', 'try_start', 'release', 'launch', 'start_ready', 'fail', 'not_started',
            'finish', 'drive', 'heartbeat', 'shared_ledger', 'on_signals', 'signals_as_interrupt', 'stop',
-           'clean_up_after_the_dead', 'each_values', 'each_params', 'take_cached', 'start_runs', 'masked', 'note_start',
-           'execute_runs', 'check_engine', 'run']
+           'clean_up_after_the_dead', 'each_values', 'each_params', 'take_cached', 'start_runs', 'without_secrets',
+           'note_start', 'execute_runs', 'check_engine', 'run']
 
-# %% ../nbs/api/09_run.ipynb #6e0ac2e4
-import math, os, shutil, signal, subprocess, tempfile, threading, time
+# %% ../nbs/api/09_run.ipynb #edb42b92
+import math, shutil, signal, subprocess, tempfile, threading, time
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import product
@@ -19,7 +19,7 @@ from .ledger import open_ledger
 from .executor import LocalExecutor, sweep_orphans
 from .parameters import many_from_text, most_values, to_source
 from .pipeline import addressed, bind_pipeline, find_stage, load_pipeline
-from .plan import Planner, Workspace, artifacts, look, make_plan
+from .plan import Planner, Workspace, look, make_plan
 from .process import this_process
 from .records import cached_row
 from .stage import environment, environment_digest, param_values
@@ -246,7 +246,7 @@ def not_started(sch:Scheduler, run:ActiveRun, work:Work, e:MlopsError):
     give_up(work, error_of(e))
     fail(sch, run, work.step, dict(error=error_of(e)))
 
-# %% ../nbs/api/09_run.ipynb #b28325c4
+# %% ../nbs/api/09_run.ipynb #e2ab0228
 def finish(sch:Scheduler, id:str, result:dict):
     "A stage run came back from the executor"
     run,work = sch.flying[id]
@@ -255,7 +255,8 @@ def finish(sch:Scheduler, id:str, result:dict):
     release(sch, work.step.fingerprint)
     if result['status'] != 'completed': return fail(sch, run, work.step, result)
     sch.done.add(work.step.fingerprint)
-    done = StageResult(work.stage.name, 'completed', result['seconds'], result['peak_mb'], result['metrics'], work.step.causes, None, result['executed'])
+    done = StageResult(work.stage.name, 'completed', result['seconds'], result['peak_mb'], result['metrics'], work.step.causes,
+        executed=result['executed'])
     accept(sch, run, work.step, result['outputs'], done)
 
 # %% ../nbs/api/09_run.ipynb #226b746a
@@ -342,14 +343,15 @@ def clean_up_after_the_dead(ws:Workspace):
         if _is_left(ws, o): shutil.rmtree(o, ignore_errors=True)
     ws.store.sweep()
 
-# %% ../nbs/api/09_run.ipynb #5941f4a9
+# %% ../nbs/api/09_run.ipynb #2d63fd02
 def each_values(pipeline, key:str, values)->list:
     "The list of values for parameter `key`, from text if need be"
     stages,name = addressed(pipeline, key)
     types = [p.type for o in stages if (p := pipeline.stages[o].params.get(name))]
     where,remedy = f'pipeline {pipeline.name}', f"write {key}=a,b,c or {key}=1..12"
     if not types: raise ParameterError(f"unknown parameter {key}", where=where, remedy=did_you_mean(name, pipeline.stages[stages[0]].params))
-    if any(o.name == 'Secret' for o in types): raise ParameterError(f"{key} is a secret, and can't be mapped over", where=where, remedy="run once for each")
+    if any(o.name == 'Secret' for o in types):
+        raise ParameterError(f"{key} is a secret, and can't be mapped over", where=where, remedy="run once for each")
     try: found = many_from_text(types[0], values) if isinstance(values, str) else list(values)
     except (ValueError, TypeError) as e: raise ParameterError(f"each {key} must be {types[0]}, not {e}", where=where, remedy=remedy) from e
     if not found: raise ParameterError(f"{key} has no values to map over", where=where, remedy=remedy)
@@ -387,8 +389,8 @@ def start_runs(ws:Workspace, pipeline, params:dict, each:dict, only:list, force:
         if only_: take_cached(runs[-1], only_)
     return runs
 
-# %% ../nbs/api/09_run.ipynb #966b9235
-def masked(command:str, pipeline, params:dict)->str:
+# %% ../nbs/api/09_run.ipynb #edf96231
+def without_secrets(command:str, pipeline, params:dict)->str:
     "`command` without the values of secrets, also where a shell needs them quoted"
     secrets = {k for s in pipeline.stages.values() for k in s.secrets}
     for v in (str(v) for k,v in (params or {}).items() if v and k.rpartition('.')[2] in secrets):
@@ -431,7 +433,7 @@ def check_engine(settings):
     from mlops_nb.managed import find_engine
     find_engine(settings.engine)
 
-# %% ../nbs/api/09_run.ipynb #1cc54b26
+# %% ../nbs/api/09_run.ipynb #6115241c
 def run(
     settings,
     pipeline:str, # name or folder
@@ -450,7 +452,7 @@ def run(
         try:
             check_engine(settings)
             p = load_pipeline(settings, pipeline)
-            again = command = masked(command, p, params)
+            again = command = without_secrets(command, p, params)
             runs = start_runs(ws, p, params, each, only, force)
             clean_up_after_the_dead(ws)
             git = git_state(settings.root)

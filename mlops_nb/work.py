@@ -76,7 +76,7 @@ def _unreadable(path:Path)->str:
     except OSError as e: return f"can't be read: {e.strerror}"
     return '' if whole else f"isn't a readable {path.suffix} file"
 
-# %% ../nbs/api/08a_work.ipynb #0c7e3bfa
+# %% ../nbs/api/08a_work.ipynb #720bfc42
 def check_output(
     stage:Stage,
     name:str, # of the Out
@@ -87,8 +87,8 @@ def check_output(
     where = stage.nb.where(stage.params[name].cell)
     if not os.path.lexists(path): raise StageError(f"the notebook did not write its Out {name}", where=where,
         remedy=_where_instead(stage, name, path, started))
-    if path.is_dir() and path.suffix in readable and path.suffix != '.parquet': raise StageError(f"the Out {name} is a folder, not a {path.suffix} file",
-        where=where, remedy="look at the cell that writes it")
+    if path.is_dir() and path.suffix in readable and path.suffix != '.parquet':
+        raise StageError(f"the Out {name} is a folder, not a {path.suffix} file", where=where, remedy="look at the cell that writes it")
     for f in (o for o in sorted(path.rglob('*')) if not o.is_dir()) if path.is_dir() else (path,):
         if why := _unreadable(f): raise StageError(f"the Out {name} {why} ({f.relative_to(path.parent)})", where=where,
             remedy="look at the cell that writes it")
@@ -187,7 +187,7 @@ def input_rows(work:Work)->dict: # {parameter: {digest, name, size, kind, path}}
     sources = {k: source(o) for k,o in work.planner.sources[work.stage.name].items()}
     return {**sources, **{k: {**vars(a), 'path': work.stage.text(k)} for k,(_,a) in input_artifacts(work).items()}}
 
-# %% ../nbs/api/08a_work.ipynb #b895ec4d
+# %% ../nbs/api/08a_work.ipynb #2d1653d8
 def start_work(
     work:Work, # gets its id
 )->dict: # a job for the executor
@@ -197,7 +197,8 @@ def start_work(
     work.started = time.time()
     work.id = work.ws.ledger.start_stage(work.run, stage.name,
         notebook=os.path.relpath(stage.nb.path, settings.root), fingerprint=work.step.fingerprint,
-        components=work.step.components, cause='; '.join(work.step.causes), engine=settings.engine, params=param_values(stage), inputs=input_rows(work))
+        components=work.step.components, cause='; '.join(work.step.causes), engine=settings.engine, params=param_values(stage),
+        inputs=input_rows(work))
     return dict(id=work.id, notebook=str(write_prepared(work)), output=str(work.folder/'executed.ipynb'), cwd=str(stage.folder),
         seed=settings.seed, engine=settings.engine, secrets=work.secrets)
 
