@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['any_module', 'is_own', 'find_module', 'Source', 'find_imports', 'find_bindings', 'walk_all', 'patched_classes',
            'find_effects', 'find_uses', 'find_files', 'strings', 'path_folders', 'CodeIndex', 'next_places',
-           'named_modules', 'arrive', 'import_effects', 'reach', 'notebook_source', 'starting_places', 'trace',
-           'unpickles', 'definitions']
+           'word_places', 'text_places', 'named_modules', 'arrive', 'import_effects', 'reach', 'notebook_source',
+           'cd_folders', 'starting_places', 'trace', 'unpickles', 'definitions']
 
 # %% ../nbs/api/02b_code.ipynb #5427c94d
 import ast, importlib.machinery, importlib.util, os, re, sys, sysconfig
@@ -190,10 +190,10 @@ def find_effects(src:Source)->list:
     "The statements of `src` that act on import"
     return [o for o in src.tree.body if _acts(o, src)]
 
-# %% ../nbs/api/02b_code.ipynb #88543ba4
+# %% ../nbs/api/02b_code.ipynb #6cb2c05d
 _unclear = {'eval','exec','globals','locals','vars','compile','builtins','__import__','importlib','runpy'} # names
 _unclear_attributes = {'modules','import_module'} # sys.modules
-_importers = {'__import__','importlib','runpy','subprocess','multiprocessing','pickle'}
+_importers = {'__import__','importlib','runpy','subprocess','multiprocessing','pickle','pydoc','pkgutil'}
 
 # %% ../nbs/api/02b_code.ipynb #387ffd2a
 def find_uses(
@@ -226,22 +226,26 @@ def strings(nodes)->list:
     "The texts that stand in some nodes"
     return [o.value for o in nodes if isinstance(o, ast.Constant) and isinstance(o.value, str)]
 
-# %% ../nbs/api/02b_code.ipynb #67b8f583
+# %% ../nbs/api/02b_code.ipynb #2ea2bf0f
+_path_movers = {'addsitedir','chdir'}
 def path_folders(src:Source)->list:
-    "The folders that statements with `sys.path` name"
+    "The folders that texts of `src` name, where it changes what Python looks in"
     folder = os.path.dirname(os.path.abspath(src.path))
-    said = [s for o in src.tree.body if 'sys.path' in ast.unparse(o) for s in strings(ast.walk(o))]
-    return [p for s in said if os.path.isdir(p := os.path.normpath(os.path.join(folder, s)))]
+    words = {o.attr if isinstance(o, ast.Attribute) else getattr(o, 'id', '') for o in src.nodes}
+    if not words & _path_movers and not ('path' in words and any(m == 'sys' for froms in src.imports.values() for m,_ in froms)): return []
+    said = [s for s in dict.fromkeys(strings(src.nodes)) if 0 < len(s) < 200 and '\0' not in s]
+    bases = [folder, *([os.path.dirname(folder)] if words & {'parent','parents','dirname','pardir'} or '..' in said else [])]
+    return bases[1:] + [p for b in bases for s in said if os.path.isdir(p := os.path.normpath(os.path.join(b, s)))]
 
-# %% ../nbs/api/02b_code.ipynb #f516bdb5
+# %% ../nbs/api/02b_code.ipynb #3705deeb
 class CodeIndex:
     "Follows names through the project's own modules"
-    def __init__(self, folders=()): self.folders,self._sources,self._reached = tuple(map(str, folders)),{},{}
+    def __init__(self, folders=()): self.folders,self._sources,self._reached,self._traced = tuple(map(str, folders)),{},{},{}
 
     def look_in(self, folders):
         "Look for modules in these folders too"
         new = tuple(dict.fromkeys(o for o in folders if o not in self.folders))
-        if new: self.folders,self._sources,self._reached = self.folders+new,{},{}
+        if new: self.folders,self._sources,self._reached,self._traced = self.folders+new,{},{},{}
 
     def source(self, name:str):
         "The `Source` of module `name`, or None where it isn't project code"
@@ -256,7 +260,7 @@ class CodeIndex:
         try: tree = ast.parse(text)
         except (SyntaxError, ValueError): tree = ast.Module([ast.Expr(ast.Constant(...)), ast.Expr(ast.Name(digest_bytes(text.encode())))], [])
         src = Source(name, path, tree, text, self.source)
-        if 'sys.path' in text: self.look_in(path_folders(src))
+        if re.search(r'sys|addsitedir|chdir', text): self.look_in(path_folders(src))
         return src
 
 # %% ../nbs/api/02b_code.ipynb #d84e55ea
@@ -269,7 +273,7 @@ def _text_digest(nodes)->str:
     "The digest of what some statements say"
     return digest_bytes('\n'.join(map(tree_text, nodes)).encode())[:20]
 
-# %% ../nbs/api/02b_code.ipynb #b8fda522
+# %% ../nbs/api/02b_code.ipynb #0d48a97d
 def next_places(
     src:Source, # where the statements stand
     nodes, # statements
@@ -281,6 +285,7 @@ def next_places(
     words = uses.keys() | {m for n in uses for m,_ in src.imports.get(n, ())}
     unclear = whole or bool(_unclear & words) or any(_unclear_attributes & {*a.split('.')} for v in uses.values() for a in v)
     places = {(m, '*') for m,_ in src.imports.get('*', ())} | _import_statements(nodes, src) | (named_modules(src) if _importers & words else set())
+    places |= text_places(strings(nodes), src.find)
     if unclear and src.name: places.add((src.name, '*'))
     for name,attrs in uses.items():
         if name in src.bindings and src.name: places.add((src.name, name))
@@ -297,13 +302,39 @@ def _import_statements(nodes, src:Source)->set:
     found += [(_absolute(o, src.package), a.name) for o in nodes if isinstance(o, ast.ImportFrom) for a in o.names]
     return {(m, None) for m,_ in found} | {(f'{m}.{n}', None) for m,n in found if n not in ('', '*')}
 
-# %% ../nbs/api/02b_code.ipynb #5333b17c
+# %% ../nbs/api/02b_code.ipynb #3845699d
+_re_word = re.compile(r'[^\W\d]\w*(?:\.[^\W\d]\w*)*')
+_re_path = re.compile(r'[^\W\d]\w*(?:\.[^\W\d]\w*)*[.:][^\W\d]\w*(?:\.[^\W\d]\w*)*')
+_re_run = re.compile(r'-m\s*([^\W\d][\w.]*)')
+
+# %% ../nbs/api/02b_code.ipynb #ac91bff2
+def _module_of(name:str, find)->str:
+    "The longest part of dotted `name` that is the file of a module of the project's own, or ''"
+    if not find(name.partition('.')[0]): return ''
+    if name.endswith(('.py','.ipynb')): return '' # a file, which counts as one
+    while name and not ((m := find(name)) and os.path.isfile(getattr(m, 'path', m))): name = name.rpartition('.')[0]
+    return name
+
+# %% ../nbs/api/02b_code.ipynb #97ddd453
+def word_places(texts, find)->set:
+    "The modules that words in `texts` name, each as a whole"
+    words = {w for o in texts for w in _re_word.findall(o)}
+    return {(m,'*') for w in words if (m := _module_of(w, find))}
+
+# %% ../nbs/api/02b_code.ipynb #530e739e
+def text_places(texts, find)->set:
+    "The modules that texts name as `h.f`, as `h:f` or in `python -m h`"
+    said = {s.replace(':', '.') for s in texts if ('.' in s or ':' in s) and len(s) < 200 and _re_path.fullmatch(s)}
+    said |= {m for s in texts if '-m' in s for m in _re_run.findall(s)}
+    return {(m,'*') for s in said if (m := _module_of(s, find))}
+
+# %% ../nbs/api/02b_code.ipynb #0ee70e27
 any_module = ('importlib', '*')
 def named_modules(src:Source)->set:
     "The places of the modules whose names stand in texts of `src`; `any_module` says that there may be more"
-    said = {s for s in strings(src.nodes) if re.fullmatch(r'\.*[^\W\d][\w.]*', s)}
-    names = {n for s in said for n in (s.lstrip('.'), f"{src.package}.{s.lstrip('.')}".lstrip('.')) if (m := src.find(n)) and os.path.isfile(getattr(m, 'path', m))}
-    return {any_module} | {(o, '*') for o in names}
+    said = {s.lstrip('.').replace(':', '.') for s in strings(src.nodes) if re.fullmatch(r'\.*[^\W\d][\w.:]*', s)}
+    names = {_module_of(n, src.find) for s in said for n in (s, f"{src.package}.{s}".lstrip('.'))}
+    return {any_module} | {(o, '*') for o in names if o}
 
 # %% ../nbs/api/02b_code.ipynb #0ce2603b
 def _import_places(
@@ -393,24 +424,29 @@ def reach(
         todo += on | imported
     return found, done
 
-# %% ../nbs/api/02b_code.ipynb #373f6c3e
+# %% ../nbs/api/02b_code.ipynb #6268022c
 def notebook_source(nb:Notebook, find=find_module)->tuple: # (Source, magics and shell lines)
     "The Python of all code cells as one source"
     trees = [cell_tree(o.source) for o in nb.code]
     body = [n for t,_ in trees if t for n in t.body]
-    return Source('', str(nb.path), ast.Module(body, []), find=find), [o for _,aside in trees for o in aside]
+    lines = [o for t,aside in trees for o in aside] + [s for (t,_),o in zip(trees, nb.code) if t is None for s in o.source.splitlines()]
+    return Source('', str(nb.path), ast.Module(body, []), find=find), lines
 
-# %% ../nbs/api/02b_code.ipynb #56edda1f
-_run_module = re.compile(r'(?:-m|%load_ext|%run -m)\s+([\w.]+)')
+# %% ../nbs/api/02b_code.ipynb #9f883888
+def cd_folders(lines, folder)->list:
+    "The folders that `%cd` goes to, from where modules are then imported"
+    said = [m for o in lines for m in re.findall(r'^\s*%?cd\s+(\S+)', o)]
+    return [p for s in said if os.path.isdir(p := os.path.normpath(os.path.join(folder, s.strip('"\''))))]
 
-# %% ../nbs/api/02b_code.ipynb #bf5d3eb2
+# %% ../nbs/api/02b_code.ipynb #33555800
 def _as_source(path, index:CodeIndex)->tuple: # (Source, magics and shell lines)
     "A script or a notebook that is run by its path"
     if path.endswith('.ipynb'): return notebook_source(read_notebook(path), index.source)
-    tree = cell_tree(Path(path).read_text(errors='replace'))[0] if path.endswith('.py') else None
-    return Source('', path, tree or ast.Module([], []), find=index.source), []
+    text = Path(path).read_text(errors='replace')
+    tree = cell_tree(text)[0] if path.endswith('.py') else None
+    return Source('', path, tree or ast.Module([], []), find=index.source), text.splitlines() if tree is None else []
 
-# %% ../nbs/api/02b_code.ipynb #9d35367c
+# %% ../nbs/api/02b_code.ipynb #d852ed2f
 def starting_places(
     src:Source, # of a notebook or a script
     lines, # its magics and shell lines
@@ -418,19 +454,27 @@ def starting_places(
 )->tuple: # (places, {path: digest} of the files of code that it names)
     "Where the code of a notebook leads, by imports and by the scripts it runs"
     folder = os.path.dirname(src.path)
-    if any('sys' in o for o in src.imports): index.look_in(path_folders(src))
-    places = next_places(src, src.tree.body, whole=src.path.endswith('.py')) | {(m,'*') for o in lines for m in _run_module.findall(o)}
+    index.look_in([*path_folders(src), *cd_folders(lines, folder)])
+    places = next_places(src, src.tree.body, whole=src.path.endswith('.py')) | word_places(lines, index.source)
     files = {o: digest_file(o)[:20] for o in find_files(src.nodes, lines, folder) if os.path.realpath(o) != os.path.realpath(src.path)}
     return places, files
 
-# %% ../nbs/api/02b_code.ipynb #3b13d233
+# %% ../nbs/api/02b_code.ipynb #75f24c8a
 def trace(
     nb:Notebook,
     index:CodeIndex=None, # shared by the notebooks of a project
 )->tuple: # ({label: digest}, the places it passes)
-    "Follow a notebook through the project's own code"
+    "Follow a notebook through the project's own code; the index remembers where it led"
+    index = index or CodeIndex([Path(nb.path).parent])
+    if id(nb) not in index._traced: 
+        traced = _trace(nb, index)
+        index._traced[id(nb)] = (nb, traced) # the notebook is kept, so that its id is
+    return index._traced[id(nb)][1]
+
+# %% ../nbs/api/02b_code.ipynb #bc4f9299
+def _trace(nb:Notebook, index:CodeIndex)->tuple:
+    "What `trace` remembers"
     folder = str(Path(nb.path).parent)
-    index = index or CodeIndex([folder])
     src,lines = notebook_source(nb, index.source)
     places,files = starting_places(src, lines, index)
     todo = list(files)
