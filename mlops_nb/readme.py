@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['output_markdown', 'cell_markdown', 'readme_text', 'write_readme']
 
-# %% ../nbs/api/02c_readme.ipynb #6cb5a2f8
-import re
+# %% ../nbs/api/02c_readme.ipynb #06dae289
 from .config import load_settings
 from .core import atomic_write, plain_text
 from .notebook import Cell, Notebook, read_notebook
