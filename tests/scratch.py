@@ -60,8 +60,8 @@ class Project:
 
     def start(self, *args, **env):
         "Start `mlops-nb ARGS` as the leader of a session, as a terminal does"
-        return subprocess.Popen([sys.executable, '-m', 'mlops_nb.cli', *args], cwd=self.root, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, start_new_session=True, env={**os.environ, 'COLUMNS': '200', **env, mark: self.mark})
+        return subprocess.Popen([sys.executable, '-m', 'mlops_nb.cli', *args], cwd=self.root, text=True, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, 'COLUMNS': '200', **env, mark: self.mark})
 
     def wait(self, p, timeout=120):
         "What became of a started command"

@@ -125,7 +125,8 @@ with LocalExecutor(2, sys.argv[1]) as ex:
 
 def start_runner(tmp, *jobs):
     "A runner in a process (and process group) of its own, once every job is in its first cell"
-    p = subprocess.Popen([sys.executable, '-c', runner, tmp, json.dumps(jobs)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    p = subprocess.Popen([sys.executable, '-c', runner, tmp, json.dumps(jobs)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         start_new_session=True)
     for _ in jobs: assert p.stdout.readline().startswith('cell')
     return p
 
@@ -357,9 +358,14 @@ def test_a_secret_is_not_in_a_notebook_that_is_half_written(tmp):
 
 
 def test_a_secret_is_in_no_environment(tmp):
-    look = 'import subprocess, os\nprint(subprocess.run(["env"], capture_output=True, text=True).stdout)\nprint(open("/proc/self/environ").read())\nprint(open("/proc/%d/environ" % os.getppid()).read())'
-    job = prepare(tmp, uses, look + '\nassert "q<7" not in subprocess.run(["env"], capture_output=True, text=True).stdout + open("/proc/self/environ").read()',
-                  secrets=dict(token=secret))
+    look = '''
+import subprocess, os
+env = subprocess.run(["env"], capture_output=True, text=True).stdout
+own = open("/proc/self/environ").read()
+print(env, own, open("/proc/%d/environ" % os.getppid()).read(), sep="\\n")
+assert "q<7" not in env + own
+'''
+    job = prepare(tmp, uses, look, secrets=dict(token=secret))
     with LocalExecutor(1, tmp) as ex:
         ex.submit(job)
         assert results(ex)[job['id']]['status']=='completed'
@@ -369,7 +375,8 @@ def test_a_secret_is_in_no_environment(tmp):
 # ## Outputs
 
 def test_odd_outputs(tmp):
-    result,nb = run(tmp, r'print("\x00 nul", "é 日本 🎉", "\x1b[31mred\x1b[0m")', r'"\ud83d half of a pair"', 'b"\\xff\\xfe"', 'import os; os.write(1, b"\\xff raw"); None',
+    result,nb = run(tmp, r'print("\x00 nul", "é 日本 🎉", "\x1b[31mred\x1b[0m")', r'"\ud83d half of a pair"', 'b"\\xff\\xfe"',
+                    'import os; os.write(1, b"\\xff raw"); None',
                     'import sqlite3; sqlite3.connect(":memory:").execute("select x\'00ff\', \'\u2028\'").fetchall()', 'print("x" * 3_000_000)')
     assert result['status']=='completed'
     assert 'é 日本 🎉' in nb.cells[0].outputs[0].text and len(nb.cells[5].outputs[0].text)==3_000_001

@@ -14,16 +14,20 @@ from scratch import Done, Project, mark
 
 
 held = 'import os, time\nwhile os.path.exists("hold"): time.sleep(.02)' # a cell that takes as long as the test wants
+left_failed = {'01_make': 'completed', '02_right': 'completed', '02_left': 'failed', '03_join': 'skipped'} # {stage: status}
 
 
 def put_pipeline(project):
     "Four stages: one makes rows, two work on them at the same time (one makes a folder), one joins what they made"
     extra = '\nextra: int = 0'
     project.stage('01_make', 'n: int = 1\nrows: Out = "data/rows.txt"', 'open(rows, "w").write(f"{n}\\n"*20_000)')
-    project.stage('02_left', 'rows: In = "data/rows.txt"\nleft: Out = "data/left"' + extra, held, 'os.makedirs(left)\nfor i in range(1, 6): open(f"{left}/{i}", "w").write(open(rows).read()*i)')
-    project.stage('02_right', 'rows: In = "data/rows.txt"\nright: Out = "data/right.txt"' + extra, 'open(right, "w").write(open(rows).read() + "0\\n")')
+    project.stage('02_left', 'rows: In = "data/rows.txt"\nleft: Out = "data/left"' + extra, held,
+        'os.makedirs(left)\nfor i in range(1, 6): open(f"{left}/{i}", "w").write(open(rows).read()*i)')
+    project.stage('02_right', 'rows: In = "data/rows.txt"\nright: Out = "data/right.txt"' + extra,
+        'open(right, "w").write(open(rows).read() + "0\\n")')
     project.stage('03_join', 'left: In = "data/left"\nright: In = "data/right.txt"\nanswer: Out = "data/answer.json"' + extra,
-        'import json\ntotal = sum(int(o) for i in range(1, 6) for o in open(f"{left}/{i}")) + sum(map(int, open(right)))', 'json.dump(total, open(answer, "w"))\nrecord(total=total)')
+        'import json\ntotal = sum(int(o) for i in range(1, 6) for o in open(f"{left}/{i}")) + sum(map(int, open(right)))',
+        'json.dump(total, open(answer, "w"))\nrecord(total=total)')
     return project
 
 
@@ -56,7 +60,8 @@ def whole(project):
     with project.ledger as ledger:
         for r in ledger.runs(limit=1000):
             for s in ledger.stage_runs(r['id']):
-                if s['status'] == 'completed': assert {a.digest for a in artifacts(s).values()} <= stored.keys(), f'{s["stage"]} is completed, but not stored'
+                if s['status'] != 'completed': continue
+                assert {a.digest for a in artifacts(s).values()} <= stored.keys(), f'{s["stage"]} is completed, but not stored'
     return stored
 
 
@@ -175,7 +180,8 @@ def held_run(project, *args):
     put_pipeline(project)
     (project.folder/'hold').touch()
     p = project.start('run', 'demo', *args)
-    project.until(lambda: p.poll() is not None or (project.state/'ledger.db').exists() and {o['stage'] for o in project.rows(status='completed')} == {'01_make', '02_right'})
+    def done(): return (project.state/'ledger.db').exists() and {o['stage'] for o in project.rows(status='completed')}
+    project.until(lambda: p.poll() is not None or done() == {'01_make', '02_right'})
     project.until(lambda: in_kernel(project))
     return p
 
@@ -215,7 +221,11 @@ def test_ctrl_c_in_a_terminal(project):
     put_pipeline(project)
     (project.folder/'hold').touch()
     ours, theirs = os.openpty()
-    code = f"import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, [sys.executable, '-m', 'mlops_nb.cli', 'run', 'demo'])"
+    code = '''
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, '-m', 'mlops_nb.cli', 'run', 'demo'])
+'''
     p = subprocess.Popen([sys.executable, '-c', code], cwd=project.root, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
         env={**os.environ, 'TERM': 'xterm', mark: project.mark})
     os.close(theirs)
@@ -259,7 +269,7 @@ def only_left_failed(project, done, *words):
     assert done.code == 1 and all(o in done.text for o in words), done
     assert 'Traceback' not in done.text and len(re.findall('02_left failed(?: in cell|:)', done.text)) == 1, done
     assert project.quiet() == []
-    assert {o['stage']: o['status'] for o in project.rows()} == {'01_make': 'completed', '02_right': 'completed', '02_left': 'failed', '03_join': 'skipped'}
+    assert {o['stage']: o['status'] for o in project.rows()} == left_failed
     (project.folder/'hold').unlink(missing_ok=True)
     assert project.ok().statuses == {'01_make': 'cached', '02_left': 'completed', '02_right': 'cached', '03_join': 'completed'}
     right_outputs(project)
@@ -278,7 +288,8 @@ def test_a_process_of_a_stage_is_killed(project, whom):
 def only_if_held(project, source):
     "Let `02_left` do this in its third cell, as long as there is a file `hold`"
     (project.folder/'hold').touch()
-    project.stage('02_left', 'rows: In = "data/rows.txt"\nleft: Out = "data/left"', 'import os\nif os.path.exists("hold"): exec(' + repr(source) + ')',
+    project.stage('02_left', 'rows: In = "data/rows.txt"\nleft: Out = "data/left"',
+        'import os\nif os.path.exists("hold"): exec(' + repr(source) + ')',
         'os.makedirs(left)\nfor i in range(1, 6): open(f"{left}/{i}", "w").write(open(rows).read()*i)')
 
 
@@ -316,7 +327,8 @@ def test_the_out_of_memory_killer(project, little_memory):
     put_pipeline(project)
     only_if_held(project, 'x = []\nwhile True: x.append(bytearray(10**7))')
     command = f'echo $$ > {little_memory}; exec {sys.executable} -m mlops_nb.cli run demo'
-    res = subprocess.run(['sh', '-c', command], cwd=project.root, capture_output=True, text=True, env={**os.environ, 'COLUMNS': '200', mark: project.mark})
+    res = subprocess.run(['sh', '-c', command], cwd=project.root, capture_output=True, text=True,
+        env={**os.environ, 'COLUMNS': '200', mark: project.mark})
     only_left_failed(project, Done(res.returncode, res.stdout, res.stderr), 'out-of-memory killer', 'in cell 3', '→')
 
 
@@ -421,7 +433,8 @@ def one_clear_error(done, *words):
     assert done.code in (1, 2) and 'Traceback' not in done.text and '→' in done.text and all(re.search(o, done.text) for o in words), done
 
 
-places = {'store': '.mlops/store', 'ledger': '.mlops', 'temporary folder': '.mlops/tmp', 'executed notebooks': '.mlops/runs', 'default paths': 'nbs/pipelines/demo/data'}
+places = {'store': '.mlops/store', 'ledger': '.mlops', 'temporary folder': '.mlops/tmp', 'executed notebooks': '.mlops/runs',
+          'default paths': 'nbs/pipelines/demo/data'}
 
 
 @pytest.mark.parametrize('place', places)
@@ -431,7 +444,8 @@ def test_a_disk_is_full_or_read_only(project, mount, place, trouble):
     disk = mount(project.root/places[place], 'size=3m')
     if trouble == 'full': fill(disk)
     else: mount.remount(disk, 'ro')
-    one_clear_error(project.cli('run', 'demo'), re.escape(str(disk)), 'No space left|full|unable to open' if trouble == 'full' else 'Read-only|readonly')
+    why = 'No space left|full|unable to open' if trouble == 'full' else 'Read-only|readonly'
+    one_clear_error(project.cli('run', 'demo'), re.escape(str(disk)), why)
     assert project.quiet() == []
     if trouble == 'full': (disk/'ballast').unlink()
     else: mount.remount(disk, 'rw')
@@ -457,7 +471,7 @@ def test_a_stage_fills_a_disk_of_its_own(project, mount):
     project.stage('02_left', 'rows: In = "data/rows.txt"\nleft: Out = "data/left"', f'open("{disk}/big", "wb").write(bytes(10**7))')
     done = project.cli('run', 'demo')
     assert done.code == 1 and done.text.count('02_left failed in cell 3 of') == 1 and 'No space left on device' in done.text, done
-    assert {o['stage']: o['status'] for o in project.rows()} == {'01_make': 'completed', '02_right': 'completed', '02_left': 'failed', '03_join': 'skipped'}
+    assert {o['stage']: o['status'] for o in project.rows()} == left_failed
     nothing_left(project)
 
 

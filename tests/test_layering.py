@@ -68,6 +68,7 @@ def test_a_lesson_may_import_what_it_likes(tmp_path):
     shutil.copytree(nbs, tmp_path/'nbs', ignore=shutil.ignore_patterns('data', '.*'))
     nb = tmp_path/'nbs'/'api'/'00_core.ipynb'
     raw = json.loads(nb.read_text())
-    raw['cells'].append(dict(cell_type='code', id='fine', metadata={}, outputs=[], execution_count=None, source='from mlops_nb.config import find_root'))
+    lesson = dict(cell_type='code', id='fine', metadata={}, outputs=[], execution_count=None, source='from mlops_nb.config import find_root')
+    raw['cells'].append(lesson)
     nb.write_text(json.dumps(raw))
     assert not violations(tmp_path/'nbs')

@@ -27,7 +27,13 @@ def test_fresh(tmp_path, i):
 
 def test_killed_while_making(tmp_path):
     "A process killed while it makes the database leaves none, or a whole one"
-    code = 'import sys; from mlops_nb.ledger import open_ledger; import sqlalchemy, sqlalchemy.dialects.sqlite; print("go", flush=True); open_ledger(sys.argv[1]); print("made", flush=True)'
+    code = '''
+import sys, sqlalchemy, sqlalchemy.dialects.sqlite
+from mlops_nb.ledger import open_ledger
+print("go", flush=True)
+open_ledger(sys.argv[1])
+print("made", flush=True)
+'''
     for i in range(12):
         p = python(code, tmp_path/f'{i}.db')
         p.stdout.readline()
@@ -81,7 +87,8 @@ except LedgerError as e: print(e.what, '|', e.remedy)
 
 def test_full_disk(tmp_path):
     "A full disk is one clear error, and what was written before is there"
-    if os.getuid() or subprocess.run(['mount','-t','tmpfs','-o','size=1m','tmpfs',str(tmp_path)]).returncode: pytest.skip('mounting a small tmpfs needs root')
+    mount = ['mount','-t','tmpfs','-o','size=1m','tmpfs',str(tmp_path)]
+    if os.getuid() or subprocess.run(mount).returncode: pytest.skip('mounting a small tmpfs needs root')
     try:
         with open_ledger(tmp_path/'l.db') as led:
             ids = []
@@ -104,7 +111,11 @@ except LedgerError as e: print(e)
 
 def test_lazy():
     "Importing the ledger doesn't import SQLAlchemy"
-    out = python('import sys, mlops_nb.ledger; print(sorted(o for o in sys.modules if o.split(".")[0] in ("sqlalchemy","psutil","fastcore","psycopg")))').communicate()[0]
+    code = '''
+import sys, mlops_nb.ledger
+print(sorted(o for o in sys.modules if o.split(".")[0] in ("sqlalchemy","psutil","fastcore","psycopg")))
+'''
+    out = python(code).communicate()[0]
     assert out=='[]\n'
 
 def test_hidden_process():
@@ -118,7 +129,7 @@ os.setgid(65534); os.setuid(65534)
 me, other = this_process(), int(sys.argv[1])
 print([born(other), alive(me | dict(pid=other, started='5'), now().isoformat()), alive(me), born(2**22+1)])
 '''
-    run = subprocess.run(['unshare','-m','sh','-c','mount -t proc -o hidepid=2 proc /proc && exec "$@"','-',sys.executable,'-c',code,str(os.getpid())],
-        capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    hidden = ['unshare','-m','sh','-c','mount -t proc -o hidepid=2 proc /proc && exec "$@"','-']
+    run = subprocess.run([*hidden, sys.executable, '-c', code, str(os.getpid())], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     if 'unshare' in run.stderr or 'mount' in run.stderr: pytest.skip('this machine has no mount namespaces')
     assert run.stdout=="['', True, True, None]\n", run.stderr

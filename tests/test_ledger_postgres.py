@@ -1,10 +1,9 @@
 "The same checks in PostgreSQL: a private server from the system's own binaries, in a temp folder, on a Unix socket"
-import os, pwd, shutil, subprocess, sys, tempfile
-from concurrent.futures import ThreadPoolExecutor
+import os, pwd, shutil, subprocess, tempfile
 from glob import glob
 from pathlib import Path
 import pytest
-from ledger_checks import check_fresh, checks, python
+from ledger_checks import check_fresh, checks
 from mlops_nb.core import LedgerError
 from mlops_nb.ledger import open_ledger
 
@@ -30,12 +29,15 @@ class Server:
     def ctl(self, *args):
         env = {k: v for k,v in os.environ.items() if not k.startswith('PG')} | {'LC_ALL': 'C.UTF-8'}
         done = subprocess.run([binaries()/'pg_ctl','-D',f'{self.folder}/data','-l',f'{self.folder}/log','-w',*args], user=self.user,
-            group=self.user and pwd.getpwnam(self.user).pw_gid, extra_groups=[] if self.user else None, cwd=self.folder, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        assert done.returncode==0, f"pg_ctl {args[0]} failed: {Path(self.folder,'log').read_text()[-2000:] if Path(self.folder,'log').exists() else ''}"
+            group=self.user and pwd.getpwnam(self.user).pw_gid, extra_groups=[] if self.user else None, cwd=self.folder, env=env,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        log = Path(self.folder, 'log')
+        assert done.returncode==0, f"pg_ctl {args[0]} failed: {log.read_text()[-2000:] if log.exists() else ''}"
 
     def start(self): self.ctl('start', '-o', f"-k {self.folder} -c listen_addresses=''")
     def stop(self): self.ctl('stop', '-m', 'immediate')
-    def url(self, db='postgres', **query): return f"postgresql://me:hush@/{db}?" + '&'.join(f'{k}={v}' for k,v in dict(host=self.folder, **query).items())
+    def url(self, db='postgres', **query):
+        return f"postgresql://me:hush@/{db}?" + '&'.join(f'{k}={v}' for k,v in dict(host=self.folder, **query).items())
     def make(self, db):
         import psycopg
         with psycopg.connect(host=self.folder, user='me', dbname='postgres', autocommit=True) as c: c.execute(f'create database {db}')

@@ -56,7 +56,8 @@ def assert_holds_the_notebooks_code(wheel):
 @pytest.fixture
 def clone(tmp_path):
     "A copy of this project, as a fresh clone has it"
-    ignore = shutil.ignore_patterns('.git', '.venv', '.mlops', '__pycache__', '*.egg-info', 'build', 'dist', 'data', '_proc', '.pytest_cache', '.ipynb_checkpoints')
+    ignore = shutil.ignore_patterns('.git', '.venv', '.mlops', '__pycache__', '*.egg-info', 'build', 'dist', 'data', '_proc', '.pytest_cache',
+        '.ipynb_checkpoints')
     return Path(shutil.copytree(root, tmp_path/'clone', ignore=ignore))
 
 
@@ -112,7 +113,11 @@ def test_the_wheel_holds_what_a_project_is_made_from(wheel):
 
 def test_a_wheel_and_a_clone_make_the_same_project(wheel, tmp_path):
     run(sys.executable, '-m', 'uv', 'pip', 'install', '-q', '--no-deps', '--target', tmp_path/'site', wheel, cwd=tmp_path)
-    code = 'import sys, mlops_nb.new as n; assert n.__file__.startswith(sys.argv[2]) == (sys.argv[3] == "wheel"); n.new_project("late-flights", sys.argv[1], "mlops_nb>=0.1")'
+    code = '''
+import sys, mlops_nb.new as n
+assert n.__file__.startswith(sys.argv[2]) == (sys.argv[3] == "wheel")
+n.new_project("late-flights", sys.argv[1], "mlops_nb>=0.1")
+'''
     for kind, path in (('wheel', tmp_path/'site'), ('clone', root)):
         (tmp_path/kind).mkdir()
         run(sys.executable, '-c', code, tmp_path/kind, tmp_path/'site', kind, cwd=tmp_path/kind, PYTHONPATH=str(path))

@@ -1,9 +1,9 @@
 "Stores under stress: several processes at once, killed writers, a full disk, no right to write, a real S3 protocol"
-import multiprocessing, os, signal, subprocess, sys, textwrap, threading, time
+import multiprocessing, os, signal, subprocess, sys, textwrap, time
 from pathlib import Path
 
 import pytest
-from mlops_nb.core import ConfigError, StoreError, digest_path
+from mlops_nb.core import StoreError, digest_path
 from mlops_nb.store import DigestCache, LocalStore, artifact_of, check_store, open_store
 
 spawn = multiprocessing.get_context('spawn')
@@ -160,7 +160,9 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, small_disk, 
     assert os.listdir(small_disk/'store'/'tmp') == [] and artifact_of(big) == wanted
     assert store.verify(a)
     b = store.put(small, 'again')
-    with pytest.raises(StoreError, match='No space left on device'): LocalStore(tmp_path/'roomy').publish(LocalStore(tmp_path/'roomy').put(big), small_disk/'out')
+    roomy = LocalStore(tmp_path/'roomy')
+    stored = roomy.put(big)
+    with pytest.raises(StoreError, match='No space left on device'): roomy.publish(stored, small_disk/'out')
     assert os.listdir(small_disk) == ['store'] and store.verify(b)
 
 
@@ -236,8 +238,8 @@ def test_store_speaks_s3(tmp_path, monkeypatch):
     server.start()
     try:
         host, port = server.get_host_and_port()
-        for k, v in dict(AWS_ENDPOINT_URL=f'http://127.0.0.1:{port}', AWS_ACCESS_KEY_ID='k', AWS_SECRET_ACCESS_KEY='s', AWS_DEFAULT_REGION='us-east-1').items():
-            monkeypatch.setenv(k, v)
+        access = dict(AWS_ACCESS_KEY_ID='k', AWS_SECRET_ACCESS_KEY='s', AWS_DEFAULT_REGION='us-east-1')
+        for k, v in dict(access, AWS_ENDPOINT_URL=f'http://127.0.0.1:{port}').items(): monkeypatch.setenv(k, v)
         store = open_store('s3://flights/store', tmp_path/'cache')
         (tmp_path/'x').write_text('x')
         with pytest.raises(StoreError, match='does not answer'): store.put(tmp_path/'x') # there is no bucket
