@@ -302,9 +302,10 @@ def _import_statements(nodes, src:Source)->set:
     found += [(_absolute(o, src.package), a.name) for o in nodes if isinstance(o, ast.ImportFrom) for a in o.names]
     return {(m, None) for m,_ in found} | {(f'{m}.{n}', None) for m,n in found if n not in ('', '*')}
 
-# %% ../nbs/api/02b_code.ipynb #3845699d
+# %% ../nbs/api/02b_code.ipynb #249a5e02
 _re_word = re.compile(r'[^\W\d]\w*(?:\.[^\W\d]\w*)*')
 _re_path = re.compile(r'[^\W\d]\w*(?:\.[^\W\d]\w*)*[.:][^\W\d]\w*(?:\.[^\W\d]\w*)*')
+_data_file = ('.parquet','.csv','.json','.txt','.png','.pkl','.html','.md','.db','.gz','.zip','.npy') # not looked for as modules: it is slow
 _re_run = re.compile(r'-m\s*([^\W\d][\w.]*)')
 
 # %% ../nbs/api/02b_code.ipynb #ac91bff2
@@ -321,10 +322,10 @@ def word_places(texts, find)->set:
     words = {w for o in texts for w in _re_word.findall(o)}
     return {(m,'*') for w in words if (m := _module_of(w, find))}
 
-# %% ../nbs/api/02b_code.ipynb #530e739e
+# %% ../nbs/api/02b_code.ipynb #6ac615bd
 def text_places(texts, find)->set:
     "The modules that texts name as `h.f`, as `h:f` or in `python -m h`"
-    said = {s.replace(':', '.') for s in texts if ('.' in s or ':' in s) and len(s) < 200 and _re_path.fullmatch(s)}
+    said = {s.replace(':', '.') for s in texts if ('.' in s or ':' in s) and len(s) < 200 and not s.endswith(_data_file) and _re_path.fullmatch(s)}
     said |= {m for s in texts if '-m' in s for m in _re_run.findall(s)}
     return {(m,'*') for s in said if (m := _module_of(s, find))}
 
