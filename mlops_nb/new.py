@@ -67,7 +67,7 @@ def _local(
     if not ours: raise ConfigError("this isn't mlops_nb", where=str(path.absolute()), remedy='give its wheel, its sdist or a clone of it')
     return path.resolve()
 
-# %% ../nbs/api/09a_new.ipynb #833b6837
+# %% ../nbs/api/09a_new.ipynb #230a51d6
 def requirement(
     library:str, # path of a wheel, sdist or clone; or a requirement such as mlops_nb>=0.1
 )->str: # for pyproject.toml
@@ -76,7 +76,8 @@ def requirement(
     if path := _local(library): return f'mlops_nb @ {path.as_uri()}'
     try: req = Requirement(library)
     except InvalidRequirement as e:
-        raise ConfigError(f'{library!r} is neither a path nor a requirement', remedy='write it like mlops_nb>=0.1, or give the path of a wheel') from e
+        raise ConfigError(f'{library!r} is neither a path nor a requirement',
+                          remedy='write it like mlops_nb>=0.1, or give the path of a wheel') from e
     if re.sub('[-_.]+', '-', req.name).lower() != 'mlops-nb': raise ConfigError(f"{library!r} isn't mlops_nb", remedy='write it like mlops_nb>=0.1')
     return str(req)
 
@@ -123,11 +124,12 @@ dependencies = {rows(needs)}
 [project.optional-dependencies]
 ''' + ''.join(f'{o} = {json.dumps(extras[o])}\n' for o in ('lab', 'dev')) + '\n'
 
-# %% ../nbs/api/09a_new.ipynb #ffb0cc31
+# %% ../nbs/api/09a_new.ipynb #6051c911
 def new_pyproject(text:str, name:str, library:str)->str:
     "This project's pyproject.toml as another project's"
     package = package_name(name)
-    keep = {k: v for k,v in sections(text).items() if k == 'build-system' or k.startswith('tool.') and k not in ('tool.mlops_nb', 'tool.uv', 'tool.setuptools.dynamic')}
+    ours = 'tool.mlops_nb', 'tool.uv', 'tool.setuptools.dynamic'
+    keep = {k: v for k,v in sections(text).items() if k == 'build-system' or k.startswith('tool.') and k not in ours}
     keep['tool.nbdev'] = keep['tool.nbdev'].replace('[tool.nbdev]\n', '[tool.nbdev]\nput_version_in_init = false\n')
     parts = [keep.pop('build-system'), project_section(tomllib.loads(text)['project'], name, library), *keep.values()]
     return re.sub(r'\n{3,}', '\n\n', ''.join(parts).replace('"mlops_nb*"', f'"{package}*"')).rstrip() + '\n'
