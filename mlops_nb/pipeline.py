@@ -7,7 +7,7 @@ __all__ = ['checks', 'Pipeline', 'check', 'one_producer', 'no_cycle', 'no_notebo
            'no_output_in_another', 'pipeline_folder', 'pipeline_names', 'find_pipeline', 'make_pipeline',
            'load_pipeline', 'find_stage', 'addressed', 'assign', 'bind_pipeline']
 
-# %% ../nbs/api/07_pipeline.ipynb #c147f545
+# %% ../nbs/api/07_pipeline.ipynb #0ceaa11b
 import os
 from fnmatch import fnmatch
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from .core import ParameterError, PipelineError, did_you_mean
 from .source import is_glob
-from .stage import is_above, read_stage, with_values
+from .stage import read_stage, with_values
 
 # %% ../nbs/api/07_pipeline.ipynb #b7581ba1
 @dataclass
@@ -98,15 +98,15 @@ def no_cycle(p:Pipeline):
         raise PipelineError(f"the stages wait for each other: {' → '.join(loop)}", where=s.nb.where(),
             remedy=f"let {s.name} read something else than {path}") from e
 
-# %% ../nbs/api/07_pipeline.ipynb #e946e8eb
+# %% ../nbs/api/07_pipeline.ipynb #714e90d9
 @check
 def no_notebook_replaced(p:Pipeline):
     "No stage writes over another one's notebook"
+    notebooks = {os.path.realpath(o.nb.path): o.name for o in p.stages.values()}
     for s in p.stages.values():
         for k,path in s.outs.items():
-            for o in p.stages.values():
-                if is_above(path, o.nb.path): raise PipelineError(f"{s.name} would write over the notebook of {o.name}",
-                    where=s.nb.where(s.params[k].cell), remedy="give the Out a path of its own")
+            if path in notebooks: raise PipelineError(f"{s.name} would write over the notebook of {notebooks[path]}",
+                where=s.nb.where(s.params[k].cell), remedy="give the Out a path of its own")
 
 # %% ../nbs/api/07_pipeline.ipynb #83520b8b
 @check

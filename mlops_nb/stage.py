@@ -162,10 +162,11 @@ def param_values(stage:Stage)->dict: # {name: JSON}
     plain = {k: p for k,p in stage.params.items() if p.type.name not in ('In','Out','Secret')}
     return {k: to_json(stage.values.get(k, p.default)) for k,p in plain.items()}
 
-# %% ../nbs/api/06_stage.ipynb #cbc5ce7f
-def _site_folders()->list:
-    "The folders that hold installed distributions"
-    found = {o for o in sys.path if o.endswith(('site-packages','dist-packages'))}
+# %% ../nbs/api/06_stage.ipynb #c4d773cd
+@lru_cache(2)
+def _site_folders(path:tuple)->list:
+    "The folders that hold installed distributions; `path` is sys.path"
+    found = {o for o in path if o.endswith(('site-packages','dist-packages'))}
     own = found | {sysconfig.get_path('purelib'), sysconfig.get_path('platlib')}
     return sorted(o for o in own if os.path.isdir(o))
 
@@ -186,10 +187,10 @@ def _environment(folders:tuple)->dict:
     python = {'python': platform.python_version(), 'platform': f'{sys.platform} {platform.machine()}'}
     return {**python, **dict(sorted(o for o in found if o))}
 
-# %% ../nbs/api/06_stage.ipynb #32afa3cf
+# %% ../nbs/api/06_stage.ipynb #593cadc7
 def _site_times()->tuple:
     "The folders of installed distributions, each with its time"
-    return tuple((o, os.stat(o).st_mtime_ns) for o in _site_folders())
+    return tuple((o, os.stat(o).st_mtime_ns) for o in _site_folders(tuple(sys.path)))
 
 # %% ../nbs/api/06_stage.ipynb #33a08332
 def environment()->dict: # {distribution: version}
