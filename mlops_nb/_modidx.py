@@ -670,6 +670,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlops_nb.show.runs_table': ('api/show.html#runs_table', 'mlops_nb/show.py'),
                                'mlops_nb.show.seconds': ('api/show.html#seconds', 'mlops_nb/show.py'),
                                'mlops_nb.show.show_run': ('api/show.html#show_run', 'mlops_nb/show.py'),
+                               'mlops_nb.show.source_numbers': ('api/show.html#source_numbers', 'mlops_nb/show.py'),
                                'mlops_nb.show.source_view': ('api/show.html#source_view', 'mlops_nb/show.py'),
                                'mlops_nb.show.stage_logs': ('api/show.html#stage_logs', 'mlops_nb/show.py'),
                                'mlops_nb.show.stages_of': ('api/show.html#stages_of', 'mlops_nb/show.py'),

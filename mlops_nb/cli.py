@@ -27,14 +27,14 @@ ParamsFile = Annotated[Optional[str], typer.Option('--params', metavar='FILE', h
 PipelineName = Annotated[str, typer.Argument(help='name of a pipeline, or its folder', metavar='PIPELINE')]
 RunId = Annotated[str, typer.Argument(help='id of a run, the beginning of one, or `last`', metavar='RUN')]
 
-# %% ../nbs/api/21_cli.ipynb #716f4344
+# %% ../nbs/api/21_cli.ipynb #b51400a8
 def assignments(pairs)->dict: # {name: Text}
     "`['a=1']` as a dict; values stay text until the notebook's types are known"
     from mlops_nb.parameters import Text
     res = {}
     for o in pairs or ():
         k,eq,v = o.partition('=')
-        if not eq or not k.strip(): raise ParameterError(f"{o!r} is no parameter", where='command line', remedy="write NAME=VALUE")
+        if not eq or not k.strip(): raise ParameterError(f"{o!r} gives no value", where='command line', remedy=f"write {k.strip() or 'NAME'}=VALUE")
         res[k.strip()] = Text(v)
     return res
 
@@ -121,12 +121,12 @@ def tell_results(results):
         for o in r.failures: out.print(Text.from_ansi(failure_text(o, os.getcwd(), out.is_terminal)))
     for o in next_steps(results, results[0].command): out.print(o, soft_wrap=True)
 
-# %% ../nbs/api/21_cli.ipynb #d15fdfb9
+# %% ../nbs/api/21_cli.ipynb #c7adbea8
 def next_steps(results, command:str)->list: # lines
     "What there is to do now"
     if worst(results) != 'completed': return ["Finished stages are kept. When it is mended, this carries on:", f"  {command}"]
     stages = [o for r in results for o in r.stages]
-    if all(o.status == 'cached' for o in stages): return [f"Everything is up to date: nothing had to run ({len(stages)} stages are cached)."]
+    if all(o.status == 'cached' for o in stages): return [f"Everything is up to date: nothing had to run ({len(stages)} cached)."]
     id = results[-1].run
     return [f"Done. All that was recorded: mlops-nb show {id}", f"What the notebooks printed: mlops-nb logs {id}"]
 
@@ -149,7 +149,7 @@ def plan(
     n = sum(o.status == 'run' for o in steps)
     print(f"{n} of {len(steps)} stages would run." if n else "Everything is up to date.")
 
-# %% ../nbs/api/21_cli.ipynb #67a0be2f
+# %% ../nbs/api/21_cli.ipynb #d39b9bbe
 @app.command()
 def runs(
     pipeline:Annotated[Optional[str], typer.Argument(help='only of this pipeline')]=None,
@@ -159,12 +159,14 @@ def runs(
 ):
     "The latest runs."
     from mlops_nb.plan import Workspace
+    from mlops_nb.pipeline import find_pipeline
     from mlops_nb.show import console, runs_table
     ledger = Workspace(settings_of(env)).ledger
     rows = ledger.runs(limit=limit, pipeline=pipeline, status=status)
     keys = 'id','pipeline','status','started','ended','params','command','git_commit','git_dirty'
     if as_json: return print_json(dict(runs=[{k: o[k] for k in keys} for o in rows]))
-    if not rows: return print("No runs yet. Start one with: mlops-nb run PIPELINE")
+    if not rows and pipeline: find_pipeline(settings_of(env), pipeline)
+    if not rows: return print("No such runs yet. Start one with: mlops-nb run PIPELINE")
     console().print(runs_table(rows, ledger.counts([o['id'] for o in rows])))
 
 # %% ../nbs/api/21_cli.ipynb #b566abe8

@@ -133,13 +133,13 @@ def make_again(sch:Scheduler, run:ActiveRun, name:str, e:StoreError)->bool: # Fa
     sch.tell('damaged', run, name, e)
     return True
 
-# %% ../nbs/api/09_run.ipynb #742ea79d
+# %% ../nbs/api/09_run.ipynb #f20e68f6
 def accept(sch:Scheduler, run:ActiveRun, step, outputs:dict, result:StageResult):
     "A stage is done: its outputs are there for the next ones"
     run.pending.discard(step.stage)
     run.made[step.stage],run.results[step.stage] = outputs,result
     try:
-        if run.publishes: publish(run.planner, step.stage, outputs)
+        for o in publish(run.planner, step.stage, outputs) if run.publishes else (): sch.tell('aside', run, step.stage, o)
     except StoreError as e:
         if isinstance(e, DamagedError) and make_again(sch, run, step.stage, e): return
         result.status,result.error = 'failed', error_of(e)
@@ -433,7 +433,7 @@ def check_engine(settings):
     from mlops_nb.managed import find_engine
     find_engine(settings.engine)
 
-# %% ../nbs/api/09_run.ipynb #6115241c
+# %% ../nbs/api/09_run.ipynb #ed2b3dc9
 def run(
     settings,
     pipeline:str, # name or folder
@@ -457,7 +457,7 @@ def run(
             clean_up_after_the_dead(ws)
             git = git_state(settings.root)
             execute_runs(ws, runs, jobs, listener, lambda run: note_start(ws, run, git, command, each))
-        except KeyboardInterrupt: raise Stopped("stopped",
+        except KeyboardInterrupt: raise Stopped("the run was stopped",
             remedy=f"the same command carries on: finished stages are not run again\n    {again}".rstrip()) from None
         finally: ws.digests.flush()
     return [o.result() for o in runs]

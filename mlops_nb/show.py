@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['styles', 'seconds', 'number', 'metrics_text', 'against_baseline', 'console', 'table', 'styled', 'result_table',
            'plan_table', 'source_view', 'failure_text', 'Lines', 'label', 'line_of', 'Bars', 'bar', 'listener', 'ago',
-           'params_text', 'took', 'runs_table', 'stages_of', 'run_head', 'show_run', 'output_text', 'log_text',
-           'executed_notebook', 'stage_logs']
+           'params_text', 'took', 'runs_table', 'stages_of', 'run_head', 'show_run', 'output_text', 'source_numbers',
+           'log_text', 'executed_notebook', 'stage_logs']
 
-# %% ../nbs/api/09b_show.ipynb #88d35e4a
-import os, time
+# %% ../nbs/api/09b_show.ipynb #4f9bd8d9
+import math, os, time
 from pathlib import Path
 from types import SimpleNamespace
 from .core import PipelineError, did_you_mean, now, plain_text
@@ -51,13 +51,13 @@ def console(stderr:bool=False):
     from rich.console import Console
     return Console(stderr=stderr, highlight=False, soft_wrap=False)
 
-# %% ../nbs/api/09b_show.ipynb #629641a3
+# %% ../nbs/api/09b_show.ipynb #bb1668a5
 def table(title:str, *columns:str, rows=(), right=()):
     "A Rich table; the columns named in `right` are aligned to the right"
     from rich import box
     from rich.table import Table
     t = Table(title=title or None, title_justify='left', box=box.SIMPLE_HEAD, pad_edge=False)
-    for o in columns: t.add_column(o, justify='right' if o in right else 'left', overflow='fold')
+    for o in columns: t.add_column(o, justify='right' if o in right else 'left', overflow='fold', no_wrap=o in ('run','status','stage'))
     for o in rows: t.add_row(*o)
     return t
 
@@ -147,13 +147,14 @@ def label(run, stage, many:bool)->str:
     values = ' '.join(f'{k}={v}' for k,v in run.mapped.items()) if many else ''
     return f'{stage or run.pipeline.name} {values}'.strip()
 
-# %% ../nbs/api/09b_show.ipynb #17409b70
+# %% ../nbs/api/09b_show.ipynb #d79c3e88
 def line_of(kind:str, data)->str:
     "One event in words; '' for what isn't worth a line"
     if kind == 'start': return 'starts: ' + _safe('; '.join(data.causes))
     if kind in ('completed','failed'): return f"{styled(kind)} in {seconds(data.seconds)}  {_safe(metrics_text(data.metrics))}".rstrip()
     if kind == 'cached': return styled(kind, 'up to date')
     if kind == 'skipped': return f"{styled(kind)}  {_safe('; '.join(data.causes))}"
+    if kind == 'aside': return f'what stood at {_safe(data[0])} came from no run; it is kept as {_safe(data[1])}'
     if kind == 'damaged': return f'{styled("failed", "damaged")}: {_safe(data.what)}; it is made again'
     return ''
 
@@ -265,20 +266,26 @@ def output_text(o:dict)->str:
     if o['output_type'] == 'error': return '\n'.join(o.get('traceback') or [f"{o['ename']}: {o['evalue']}"]) + '\n'
     return join(o['data'].get('text/plain', f"<{', '.join(o['data'])}>")) + '\n'
 
-# %% ../nbs/api/09b_show.ipynb #e20bb385
-def _cell_head(cell)->str:
+# %% ../nbs/api/09b_show.ipynb #932eaf30
+def source_numbers(nb)->list: # of (number, Cell)
+    "The code cells, each with the number that it has in the source, where no parameters are injected"
+    at = next((o.index for o in nb.cells if 'injected-parameters' in o.tags), math.inf)
+    return [(o.index - (o.index >= at), o) for o in nb.code]
+
+# %% ../nbs/api/09b_show.ipynb #a0639a42
+def _cell_head(n:int, cell)->str:
     "The number of a cell, and its first line of code"
     lines = (o for o in cell.source.splitlines() if o.strip() and not o.startswith('#'))
-    return f"── cell {cell.index}: {next(lines, '')[:80]}\n"
+    return f"── cell {n}: {next(lines, '')[:80]}\n"
 
-# %% ../nbs/api/09b_show.ipynb #33ac5e5a
+# %% ../nbs/api/09b_show.ipynb #cc87282a
 def log_text(
     nb, # an executed `Notebook`
     only_cell:int=None, # only what this cell put out
 )->str:
     "The outputs of an executed notebook, by cell"
-    cells = [o for o in nb.code if o.outputs and (only_cell is None or o.index == only_cell)]
-    return '\n'.join(_cell_head(o) + ''.join(map(output_text, o.outputs)) for o in cells)
+    cells = [(n, o) for n,o in source_numbers(nb) if o.outputs and only_cell in (None, n)]
+    return '\n'.join(_cell_head(n, o) + ''.join(map(output_text, o.outputs)) for n,o in cells)
 
 # %% ../nbs/api/09b_show.ipynb #c228e4f1
 def executed_notebook(settings, row:dict):

@@ -299,11 +299,17 @@ def give_up(
     else: work.ws.ledger.add_stages(work.run, [dict(row, status='failed', error=error)])
     if work.id: leave(work)
 
-# %% ../nbs/api/08a_work.ipynb #a86bbe9f
-def is_known(ws:Workspace, path:Path)->bool:
+# %% ../nbs/api/08a_work.ipynb #60e2ec69
+def is_known(
+    ws:Workspace,
+    path:Path,
+    artifact=None, # what may well be there
+)->bool:
     "Has some run made just what is at `path`?"
-    try: return bool(ws.ledger.artifact(ws.digests.digest(path)))
-    except (NoSuchRun, StoreError): return False
+    try:
+        digest = ws.digests.digest(path)
+        return digest == getattr(artifact, 'digest', None) or bool(ws.ledger.artifact(digest))
+    except (NoSuchRun, StoreError): return path.is_dir() and not any(path.iterdir())
 
 # %% ../nbs/api/08a_work.ipynb #e7301bd9
 def set_aside(ws:Workspace, path:Path)->Path: # where it is now
@@ -313,15 +319,16 @@ def set_aside(ws:Workspace, path:Path)->Path: # where it is now
         dest.parent.mkdir(parents=True, exist_ok=True)
         return Path(shutil.move(path, dest))
 
-# %% ../nbs/api/08a_work.ipynb #b1d4dd06
+# %% ../nbs/api/08a_work.ipynb #90dcbc7b
 def publish(
     planner:Planner,
     name:str, # of a stage
     outputs:dict, # {parameter: Artifact}
-):
+)->list: # of (path, where what stood there is kept)
     "Let the outputs appear at their own paths, so that the next notebook finds them in JupyterLab"
-    stage,ws = planner.pipeline.stages[name], planner.ws
+    stage,ws,aside = planner.pipeline.stages[name], planner.ws, []
     for k,a in outputs.items():
         dest = Path(stage.outs[k])
-        if (dest.is_dir() and any(dest.iterdir()) or dest.exists() and k in stage.values) and not is_known(ws, dest): set_aside(ws, dest)
+        if dest.exists() and not is_known(ws, dest, a): aside.append((stage.text(k), os.path.relpath(set_aside(ws, dest), ws.settings.root)))
         ws.store.publish(a, dest)
+    return aside
