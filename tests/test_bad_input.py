@@ -221,7 +221,7 @@ def test_strange_is_cached_too(oddities):
 
 commands = { # name: (arguments, exit code, a part of what is said)
     'no =': (['run', 'demo', '-p', 'n'], 2, 'write n=VALUE'),
-    'no name': (['run', 'demo', '-p', '=1'], 2, 'write n=VALUE'),
+    'no name': (['run', 'demo', '-p', '=1'], 2, 'write NAME=VALUE'),
     'no jobs': (['run', 'demo', '--jobs', '0'], 2, 'jobs'),
     'jobs in words': (['run', 'demo', '--jobs', 'many'], 2, 'valid integer'),
     'another pipeline': (['run', 'dmeo'], 2, 'did you mean demo?'),
