@@ -1,7 +1,14 @@
 """Fixtures that several files of tests share"""
+import signal
+
 import pytest
 
 from scratch import Project
+
+# A test run in the background inherits ignored signals, and would hand them on to the runs that it stops
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
+for o in (signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(o) == signal.SIG_IGN: signal.signal(o, signal.SIG_DFL)
 
 
 @pytest.fixture
