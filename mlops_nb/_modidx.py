@@ -696,6 +696,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mlops_nb.stage.Stage.of_type': ('api/stage.html#stage.of_type', 'mlops_nb/stage.py'),
                                 'mlops_nb.stage.Stage.outs': ('api/stage.html#stage.outs', 'mlops_nb/stage.py'),
                                 'mlops_nb.stage.Stage.path': ('api/stage.html#stage.path', 'mlops_nb/stage.py'),
+                                'mlops_nb.stage.Stage.real_path': ('api/stage.html#stage.real_path', 'mlops_nb/stage.py'),
                                 'mlops_nb.stage.Stage.secrets': ('api/stage.html#stage.secrets', 'mlops_nb/stage.py'),
                                 'mlops_nb.stage.Stage.short_name': ('api/stage.html#stage.short_name', 'mlops_nb/stage.py'),
                                 'mlops_nb.stage.Stage.text': ('api/stage.html#stage.text', 'mlops_nb/stage.py'),

@@ -273,7 +273,7 @@ def _text_digest(nodes)->str:
     "The digest of what some statements say"
     return digest_bytes('\n'.join(map(tree_text, nodes)).encode())[:20]
 
-# %% ../nbs/api/02b_code.ipynb #0d48a97d
+# %% ../nbs/api/02b_code.ipynb #05da043a
 def next_places(
     src:Source, # where the statements stand
     nodes, # statements
@@ -288,7 +288,7 @@ def next_places(
     places |= text_places(strings(nodes), src.find)
     if unclear and src.name: places.add((src.name, '*'))
     for name,attrs in uses.items():
-        if name in src.bindings and src.name: places.add((src.name, name))
+        if src.name and name in src.bindings: places.add((src.name, name))
     for bound,froms in src.imports.items():
         if bound == '*': continue
         head,_,rest = bound.partition('.')

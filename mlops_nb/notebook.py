@@ -6,10 +6,10 @@
 __all__ = ['text_magics', 'python_magics', 'Cell', 'as_cell', 'Notebook', 'parse_notebook', 'read_notebook', 'cell_tree',
            'tree_text', 'cell_text', 'inject', 'write_notebook', 'make_notebook']
 
-# %% ../nbs/api/02_notebook.ipynb #4888b78d
+# %% ../nbs/api/02_notebook.ipynb #b89c2d09
 import ast, json, re
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from .core import NotebookError, atomic_write
 
@@ -183,7 +183,8 @@ def _ipython_tree(source:str):
         return _parse(TransformerManager().transform_cell(source))
     except (ImportError, SyntaxError, ValueError, RecursionError): return None
 
-# %% ../nbs/api/02_notebook.ipynb #37cda96a
+# %% ../nbs/api/02_notebook.ipynb #24022d51
+@lru_cache(8192)
 def cell_tree(
     source:str, # of a code cell
 )->tuple: # (tree or None where it can't be parsed, magics and shell lines; all lines where more may be meant by them)
@@ -200,7 +201,8 @@ def tree_text(node)->str:
     "A syntax tree as canonical text: equal for programs that differ in comments and layout only"
     return ast.dump(node, annotate_fields=False)
 
-# %% ../nbs/api/02_notebook.ipynb #c841762f
+# %% ../nbs/api/02_notebook.ipynb #7eaf77cf
+@lru_cache(8192)
 def cell_text(source:str)->str:
     "What a cell does, as canonical text; its source where that isn't clear"
     tree,aside = cell_tree(source)

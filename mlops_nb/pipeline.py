@@ -98,11 +98,11 @@ def no_cycle(p:Pipeline):
         raise PipelineError(f"the stages wait for each other: {' → '.join(loop)}", where=s.nb.where(),
             remedy=f"let {s.name} read something else than {path}") from e
 
-# %% ../nbs/api/07_pipeline.ipynb #714e90d9
+# %% ../nbs/api/07_pipeline.ipynb #c39e160d
 @check
 def no_notebook_replaced(p:Pipeline):
     "No stage writes over another one's notebook"
-    notebooks = {os.path.realpath(o.nb.path): o.name for o in p.stages.values()}
+    notebooks = {o.real_path: o.name for o in p.stages.values()}
     for s in p.stages.values():
         for k,path in s.outs.items():
             if path in notebooks: raise PipelineError(f"{s.name} would write over the notebook of {notebooks[path]}",
@@ -204,8 +204,9 @@ def assign(p:Pipeline, given:dict)->dict: # {stage: {name: value}}
         for o in stages: res[o][name] = given[key]
     return res
 
-# %% ../nbs/api/07_pipeline.ipynb #acb10de8
+# %% ../nbs/api/07_pipeline.ipynb #c5d74910
 def bind_pipeline(p:Pipeline, given:dict)->Pipeline:
     "The pipeline with checked values; the graph is inferred again, since paths may be among them"
+    if not given and not any(o.required for s in p.stages.values() for o in s.params.values()): return p
     assigned = assign(p, given)
     return make_pipeline(p.name, p.folder, (with_values(s, assigned[s.name]) for s in p.stages.values()))

@@ -22,7 +22,7 @@ def short_name(name:str)->str:
     "A stage's name without its number: `train` of `04_train`"
     return re.sub(r'^\d+[a-z]?_', '', name)
 
-# %% ../nbs/api/06_stage.ipynb #8ea6e6cc
+# %% ../nbs/api/06_stage.ipynb #f0072c6c
 @dataclass
 class Stage:
     "A notebook and what it declares"
@@ -34,6 +34,8 @@ class Stage:
     def name(self)->str: return self.nb.name
     @property
     def short_name(self)->str: return short_name(self.name)
+    @cached_property
+    def real_path(self)->str: return os.path.realpath(self.nb.path)
     @cached_property
     def folder(self)->Path: return Path(self.nb.path).absolute().parent
 
@@ -75,13 +77,12 @@ def check_kernel(nb:Notebook):
     from mlops_nb.engine import find_kernel
     find_kernel(nbformat.from_dict(nb.raw), nb.where())
 
-# %% ../nbs/api/06_stage.ipynb #7b60aefe
+# %% ../nbs/api/06_stage.ipynb #697290fa
 def is_above(path:str, of)->bool:
     "Is `path` the file `of`, or a folder above it?"
-    of = os.path.realpath(of)
     return of == path or of.startswith(path.rstrip(os.sep)+os.sep)
 
-# %% ../nbs/api/06_stage.ipynb #ef22d345
+# %% ../nbs/api/06_stage.ipynb #2933419f
 def check_paths(stage:Stage):
     "Every In and Out has a path, and an Out is a local one"
     for k,p in stage.of_type('In','Out').items():
@@ -91,7 +92,7 @@ def check_paths(stage:Stage):
         if p.type.name=='Out' and (is_url(stage.text(k)) or any(o in stage.text(k) for o in '*?[')):
             raise NotebookError(f"{k}: Out = {stage.text(k)!r} must be one local file or folder", where=where,
                 remedy="write a local path; where the store is, settings.ini says")
-        if p.type.name=='Out' and is_above(stage.path(k), stage.nb.path):
+        if p.type.name=='Out' and is_above(stage.outs[k], stage.real_path):
             raise NotebookError(f"{k}: Out = {stage.text(k)!r} would replace the notebook",
             where=where, remedy=f'write to a path of its own, e.g. "data/{k}"')
 
