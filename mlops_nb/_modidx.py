@@ -485,6 +485,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlops_nb.parameters.bind_one': ('api/parameters.html#bind_one', 'mlops_nb/parameters.py'),
                                      'mlops_nb.parameters.check_tagged': ('api/parameters.html#check_tagged', 'mlops_nb/parameters.py'),
                                      'mlops_nb.parameters.check_value': ('api/parameters.html#check_value', 'mlops_nb/parameters.py'),
+                                     'mlops_nb.parameters.example_of': ('api/parameters.html#example_of', 'mlops_nb/parameters.py'),
                                      'mlops_nb.parameters.from_text': ('api/parameters.html#from_text', 'mlops_nb/parameters.py'),
                                      'mlops_nb.parameters.infer_type': ('api/parameters.html#infer_type', 'mlops_nb/parameters.py'),
                                      'mlops_nb.parameters.injected_source': ( 'api/parameters.html#injected_source',

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['scalars', 'path_types', 'most_values', 'Type', 'parse_type', 'check_value', 'many_from_text', 'from_text',
            'to_source', 'to_json', 'Param', 'literal_value', 'infer_type', 'read_params', 'check_tagged', 'Text',
-           'bind_one', 'bind', 'injected_source']
+           'example_of', 'bind_one', 'bind', 'injected_source']
 
 # %% ../nbs/api/02a_parameters.ipynb #587bdaa0
 import ast, json, re
@@ -280,14 +280,19 @@ def check_tagged(nb:Notebook):
 # %% ../nbs/api/02a_parameters.ipynb #7ff90010
 class Text(str): "A value that came as text, from a command line or an environment variable"
 
-# %% ../nbs/api/02a_parameters.ipynb #8c496cbe
+# %% ../nbs/api/02a_parameters.ipynb #fdc24700
+def example_of(p:Param)->str:
+    "What somebody could write for parameter `p`"
+    default = '' if p.is_expr or p.required or p.type.name == 'Secret' else json.dumps(to_json(p.default), ensure_ascii=False).strip('"')
+    return (f"for example {p.name}={default}" if default else f'write {p.name}=VALUE') + (f' ({p.comment})' if p.comment else '')
+
+# %% ../nbs/api/02a_parameters.ipynb #4937d913
 def bind_one(p:Param, v, where:str):
     "The exact value of parameter `p` for the given `v`"
     try: return from_text(p.type, v) if isinstance(v, Text) else check_value(p.type, v)
     except ValueError as e:
         said = e if p.type.name != 'Secret' else type(v).__name__
-        raise ParameterError(f"parameter {p.name} must be {p.type}, not {said}", where=where,
-            remedy=p.comment and f'{p.name}: {p.comment}') from e
+        raise ParameterError(f"parameter {p.name} must be {p.type}, not {said}", where=where, remedy=example_of(p)) from e
 
 # %% ../nbs/api/02a_parameters.ipynb #abb5b175
 def bind(
