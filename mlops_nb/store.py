@@ -33,7 +33,7 @@ def hold(
     with suppress(OSError): fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB) # where there are no locks, boxes stay
     return fd
 
-# %% ../nbs/api/03_store.ipynb #ab4fedd2
+# %% ../nbs/api/03_store.ipynb #531febe9
 @contextmanager
 def a_box(
     parent, # made when needed
@@ -41,12 +41,18 @@ def a_box(
 ):
     "A temporary folder in `parent` that is locked as long as we live, and removed in the end"
     box = Path(parent)/f'{prefix}{secrets.token_hex(6)}.box.tmp'
-    box.mkdir(parents=True)
-    fd = hold(box)
-    try: yield box
+    fd = None
+    try:
+        box.mkdir(parents=True)
+        fd = hold(box)
+        yield box
     finally:
-        remove(box)
-        os.close(fd)
+        try: remove(box)
+        except BaseException: # an interrupt in the middle of removing
+            remove(box)
+            raise
+        finally:
+            if fd is not None: os.close(fd)
 
 # %% ../nbs/api/03_store.ipynb #2f9f4f38
 def is_litter(box, age=60):
