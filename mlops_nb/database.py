@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Table', 'make_tables', 'parse_url', 'masked_url', 'talking', 'sqlite_engine', 'postgres_engine', 'Database',
-           'one_at_a_time', 'create_sqlite', 'create_postgres', 'read_version', 'check_version', 'open_database']
+           'one_at_a_time', 'create_sqlite', 'changing', 'create_postgres', 'read_version', 'add_column', 'add_missing',
+           'upgrade', 'check_version', 'open_database']
 
 # %% ../nbs/api/03b_database.ipynb #f76aaa02
 import fcntl, json, os, sqlite3
@@ -215,15 +216,27 @@ def create_sqlite(
                 finally: engine.dispose()
                 _use_wal(tmp)
 
-# %% ../nbs/api/03b_database.ipynb #9b932aa3
+# %% ../nbs/api/03b_database.ipynb #f882b760
+@contextmanager
+def changing(
+    db:Database, # open
+):
+    "A transaction that makes or changes tables: one process at a time"
+    if db.inode is None:
+        with db.write() as c:
+            c.exec_driver_sql("select pg_advisory_xact_lock(hashtext('mlops_nb.create'))")
+            yield c
+    else:
+        with writing(db.url.database, 'the ledger', LedgerError), one_at_a_time(os.path.dirname(db.url.database)), db.write() as c: yield c
+
+# %% ../nbs/api/03b_database.ipynb #188f6d55
 def create_postgres(
     db:Database, # open, without tables
     version:int, # of the schema
 ):
     "Make the tables in PostgreSQL, unless another process just did"
     from sqlalchemy.schema import CreateSchema
-    with db.write() as c: # the lock goes with the transaction
-        c.exec_driver_sql("select pg_advisory_xact_lock(hashtext('mlops_nb.create'))")
+    with changing(db) as c:
         if read_version(c, db) is not None: return
         c.execute(CreateSchema(_schema(db.url), if_not_exists=True))
         db.md.create_all(c)
@@ -237,27 +250,60 @@ def read_version(c, db:Database)->int|None: # None: there is no ledger in this d
     if not sa.inspect(c).has_table(t.name, schema=t.schema): return None
     return c.execute(sa.select(sa.func.max(t.c.version))).scalar()
 
-# %% ../nbs/api/03b_database.ipynb #7bcc0c1a
+# %% ../nbs/api/03b_database.ipynb #1714eeea
+def add_column(
+    c, # connection
+    column, # of a SQLAlchemy table
+):
+    "Add a column to the table in the database"
+    from sqlalchemy.schema import CreateColumn
+    name = c.dialect.identifier_preparer.format_table(column.table)
+    c.exec_driver_sql(f'ALTER TABLE {name} ADD COLUMN {CreateColumn(column).compile(dialect=c.dialect)}')
+
+# %% ../nbs/api/03b_database.ipynb #b4212b98
+def add_missing(
+    c, # connection, in a transaction
+    md, # from `make_tables`
+):
+    "Add the tables, columns and indexes that the database lacks"
+    import sqlalchemy as sa
+    md.create_all(c)
+    for t in md.sorted_tables:
+        there = {o['name'] for o in sa.inspect(c).get_columns(t.name, schema=t.schema)}
+        for o in t.columns:
+            if o.name not in there: add_column(c, o)
+        for o in t.indexes: o.create(c, checkfirst=True)
+
+# %% ../nbs/api/03b_database.ipynb #8ae460ea
+def upgrade(
+    db:Database, # open, of an older version
+    version:int, # of the schema
+):
+    "Bring the tables to `version`, unless another process just did"
+    with changing(db) as c:
+        if read_version(c, db) >= version: return
+        add_missing(c, db.md)
+        c.execute(db.tables.schema_version.insert(), dict(version=version))
+
+# %% ../nbs/api/03b_database.ipynb #e6b902d5
 def check_version(
     found:int|None, # version in the database
     version:int, # version of this code
     where:str, # masked URL
 ):
     "Refuse a database that this code doesn't know"
-    if found == version: return
     if found is None: raise LedgerError('this database holds no ledger', where=where,
         remedy='name another file; a new ledger is made where there is none')
-    newer = found > version
-    raise LedgerError(f"the ledger has version {found}, and this mlops_nb knows version {version}", where=where,
-        remedy='upgrade mlops_nb' if newer else 'use the mlops_nb that made it, or start a new ledger')
+    if found > version: raise LedgerError(f"the ledger has version {found}, and this mlops_nb knows version {version}", where=where,
+        remedy='upgrade mlops_nb')
 
-# %% ../nbs/api/03b_database.ipynb #b42d960f
+# %% ../nbs/api/03b_database.ipynb #50aea72e
 def open_database(
     url, # sqlite:///file.db, postgresql://…, or a path
     tables:dict, # {name: Table}
     version:int, # of the schema
 )->Database:
-    "Open the database at `url`; make it if there is none"
+    "Open the database at `url`; make it if there is none, bring it to `version` if it is older"
     url = parse_url(url)
     if url.drivername=='sqlite' and not os.path.exists(url.database): create_sqlite(Path(url.database), tables, version)
     db = Database(url, tables)
@@ -266,4 +312,7 @@ def open_database(
         create_postgres(db, version)
         with db.read() as c: found = read_version(c, db)
     check_version(found, version, db.where)
+    if found < version:
+        upgrade(db, version)
+        with db.read() as c: check_version(read_version(c, db), version, db.where) # another process may have gone further
     return db

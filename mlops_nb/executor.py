@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['prefix', 'held_folder', 'sweep_folders', 'Nest', 'Running', 'Crew', 'LocalExecutor', 'sweep_orphans']
 
-# %% ../nbs/api/08_executor.ipynb #94ceba1e
+# %% ../nbs/api/08_executor.ipynb #d101e5b1
 import os, shutil, socket, subprocess, tempfile, time
 from collections import deque
 from contextlib import suppress
@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, Pipe, wait as wait_for
 from pathlib import Path
 
 from .core import ConfigError, StageError
-from .engine import death, failure, oom_kills, scrubber, sweep
+from .engine import death, default_engine, failure, oom_kills, scrubber, sweep
 from .store import hold, is_litter
 from .worker import farewell, nursery_command, request
 
@@ -79,7 +79,7 @@ class Nest:
         except subprocess.TimeoutExpired: self.proc.kill()
         return self.proc.wait()
 
-# %% ../nbs/api/08_executor.ipynb #e629efe5
+# %% ../nbs/api/08_executor.ipynb #b2c54b90
 class Running:
     "A job in a worker"
     result = None
@@ -102,7 +102,7 @@ class Running:
         if self.cancelled: how = dict(kind='cancelled', ename='Cancelled', evalue='the stage run was cancelled')
         error = scrubber(self.job.get('secrets') or {})(failure(**how))
         return dict(status='failed', error=error, seconds=round(time.monotonic()-self.start, 3), cpu_seconds=None, peak_mb=None,
-                    engine=self.job.get('engine') or 'papermill')
+                    engine=self.job.get('engine') or default_engine)
 
 # %% ../nbs/api/08_executor.ipynb #b054e05c
 class Crew:

@@ -194,14 +194,15 @@ def hit(self:Records,
     "The newest completed stage run with this fingerprint"
     return self.hits([fingerprint]).get(fingerprint)
 
-# %% ../nbs/api/03d_records.ipynb #ef6793bb
+# %% ../nbs/api/03d_records.ipynb #066f0240
 def cached_row(
     stage:str, # its name
     hit:dict, # from `hits`
     **cols, # other columns of `stage_columns`, winning over those of the hit
 )->dict: # for `add_stages`
     "A stage run that takes over what an earlier one did"
-    keep = {k: hit[k] for k in ('notebook','fingerprint','params','metrics','inputs','outputs','executed','notebook_path','engine')}
+    keep = {k: hit[k] for k in ('notebook','fingerprint','params','metrics','inputs','outputs','executed','notebook_path','engine',
+        'rung','rung_why','shared_cells')}
     return keep | dict(stage=stage, status='cached', source=hit['source'] or hit['id'], seconds=0.0) | cols
 
 # %% ../nbs/api/03d_records.ipynb #abcdffe6

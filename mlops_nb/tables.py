@@ -27,7 +27,7 @@ run_columns = dict(
     error=dict,
     owner=dict, beat=str) # the process that runs it, and its last sign of life
 
-# %% ../nbs/api/03c_tables.ipynb #3bd8664c
+# %% ../nbs/api/03c_tables.ipynb #e70c6c53
 stage_columns = dict(
     id=str, run_id=str, pipeline=str, stage=str, # sorts by time
     status=str, # running, then completed | failed | stopped; or at once cached | skipped
@@ -35,12 +35,16 @@ stage_columns = dict(
     fingerprint=str, components=dict, # what it depends on, as one digest and in parts
     cause=str, # why it ran, or why it did not
     source=str, # id of the stage run that did the work of a cached one
-    started=str, ended=str, seconds=float, cpu_seconds=float, peak_mb=float,
+    started=str, ended=str, seconds=float, cpu_seconds=float,
+    peak_mb=float, pss_mb=float, # the most memory it held; its proportional share of memory when it ended
     params=dict, metrics=dict, # {name: value}
     inputs=dict, outputs=dict, # {parameter: {digest, name, size, kind, path}}
     executed=dict, # the executed notebook, an artifact
     notebook_path=str, # where people find it
-    engine=str, error=dict)
+    engine=str, # who executed it
+    rung=str, rung_why=str, # how the engine did it, and why not in a cheaper way: snapshot | warm | fresh
+    shared_cells=int, # how many cells had been executed in the process that it was forked from
+    error=dict)
 
 # %% ../nbs/api/03c_tables.ipynb #26250e50
 artifact_columns = dict(digest=str, name=str, kind=str, size=int, created=str)
@@ -51,8 +55,8 @@ event_columns = dict(id=int, time=str, kind=str, run_id=str, stage_run_id=str, d
 claim_columns = dict(fingerprint=str, owner=dict, taken=str, beat=str)
 environment_columns = dict(digest=str, packages=dict, created=str)
 
-# %% ../nbs/api/03c_tables.ipynb #f6ea4f58
-version = 1
+# %% ../nbs/api/03c_tables.ipynb #c2803713
+version = 2
 tables = dict(
     runs=Table(run_columns, indexes=(('started',), ('status',))),
     stage_runs=Table(stage_columns, indexes=(('fingerprint','status','ended'), ('pipeline','stage','status','ended'), ('run_id',))),

@@ -272,7 +272,7 @@ def gather(
     except LedgerError: raise
     except Exception as e: result.update(status='failed', error=result['error'] or error_of(e))
 
-# %% ../nbs/api/08a_work.ipynb #1274c3bb
+# %% ../nbs/api/08a_work.ipynb #62d1f2b5
 def end_work(
     work:Work,
     result:dict, # of the executor
@@ -284,7 +284,7 @@ def end_work(
     outputs = {k: {**vars(v), 'path': work.stage.text(k)} for k,v in result['outputs'].items()}
     work.ws.ledger.end_stage(work.id, result['status'], outputs=outputs, executed=result['notebook'] and vars(result['notebook']),
         notebook_path=result['executed'] and os.path.relpath(result['executed'], root),
-        **{k: result.get(k) for k in ('seconds','cpu_seconds','peak_mb','metrics','error')})
+        **{k: result.get(k) for k in ('seconds','cpu_seconds','peak_mb','pss_mb','rung','shared_cells','metrics','error')}, rung_why=result.get('why'))
     leave(work)
     return result
 

@@ -6,15 +6,17 @@
 __all__ = ['request', 'farewell', 'unstarted', 'work', 'end_all', 'hidden', 'warm', 'fork_worker', 'Nursery', 'main',
            'nursery_command']
 
-# %% ../nbs/api/05a_worker.ipynb #131d710c
+# %% ../nbs/api/05a_worker.ipynb #326c268f
 import gc, importlib.metadata, os, select, shutil, signal, socket, struct, sys, time, traceback
 from multiprocessing.connection import Connection
 
 from .core import MlopsError
-from .engine import execute, failure
+from .engine import default_engine, execute, failure
 from .kernel import adopt_orphans, die_with_parent
+from .owner import Borrower, Owner, lend
+from .wire import Wire, wires
 
-# %% ../nbs/api/05a_worker.ipynb #44884515
+# %% ../nbs/api/05a_worker.ipynb #52dda65f
 def unstarted(
     e:Exception, # what came of the attempt
     engine:str=None, # which engine was asked for
@@ -22,13 +24,16 @@ def unstarted(
     "The result of a job that didn't start"
     if isinstance(e, MlopsError): error = failure('refused', type(e).__name__, e.what, remedy=e.remedy) | dict(where=e.where)
     else: error = failure('engine', type(e).__name__, str(e), ''.join(traceback.format_exception(e)))
-    return dict(status='failed', error=error, seconds=0., cpu_seconds=0., peak_mb=0., engine=engine or 'papermill')
+    return dict(status='failed', error=error, seconds=0., cpu_seconds=0., peak_mb=0., engine=engine or default_engine)
 
-# %% ../nbs/api/05a_worker.ipynb #a99a27fb
-def work(conn:Connection):
+# %% ../nbs/api/05a_worker.ipynb #fccb1ed1
+def work(
+    conn:Connection,
+    owner=None, # lends connections to warm processes
+):
     "Execute the job that comes by `conn`"
     job = conn.recv()
-    try: result = execute(job, lambda event: conn.send((event['kind'], event)))
+    try: result = execute(job, lambda event: conn.send((event['kind'], event)), owner)
     except Exception as e: result = unstarted(e, job.get('engine'))
     conn.send(('done', result))
 
@@ -47,19 +52,19 @@ def end_all(
         time.sleep(0.01)
     return False
 
-# %% ../nbs/api/05a_worker.ipynb #eb6f31f5
+# %% ../nbs/api/05a_worker.ipynb #07072510
 def hidden()->list: 
     "Modules that papermill would import and a worker doesn't need"
-    foreign = importlib.metadata.entry_points(group='papermill.engine')
+    foreign = [o for o in importlib.metadata.entry_points(group='papermill.engine') if not o.value.startswith('mlops_nb.')]
     clouds = [] if foreign else ['pyarrow','boto3','azure','gcsfs','github','numpy','pandas']
     return [o for o in ['rfc3987_syntax', *clouds] if o not in sys.modules]
 
-# %% ../nbs/api/05a_worker.ipynb #282d62f0
+# %% ../nbs/api/05a_worker.ipynb #1acf9e82
 def warm():
     "Import what each worker needs"
     away = hidden()
     for o in away: sys.modules[o] = None
-    import mlops_nb.managed, nbformat.v4, papermill, psutil
+    import mlops_nb.imports, mlops_nb.managed, mlops_nb.shared, mlops_nb.stall, nbformat.v4, papermill, psutil
     nbformat.validate(nbformat.v4.new_notebook()) # compiles the schema
     for o in away: del sys.modules[o]
     gc.collect()
@@ -69,10 +74,11 @@ def warm():
 request = struct.Struct('!cq') # letter, number
 farewell = struct.Struct('!qq') # number, exit code
 
-# %% ../nbs/api/05a_worker.ipynb #da95ab67
+# %% ../nbs/api/05a_worker.ipynb #67f84988
 def fork_worker(
     fd:int, # the worker's end of its connection
-    others, # file descriptors that are none of its business
+    others, # what is open and none of its business
+    bus:Wire, # to the nursery's owner of warm processes
 )->int: # pid
     "Fork a worker, in a session of its own"
     parent = os.getpid()
@@ -83,14 +89,14 @@ def fork_worker(
         adopt_orphans()
         signal.set_wakeup_fd(-1)
         for s in (signal.SIGCHLD,signal.SIGTERM): signal.signal(s, signal.SIG_DFL)
-        for o in others: os.close(o)
-        work(Connection(fd))
+        for o in others: os.close(o) if isinstance(o, int) else o.close()
+        work(Connection(fd), Borrower(bus))
         end_all()
         os._exit(0)
     except BaseException: traceback.print_exc() # to the nursery's log
     os._exit(1)
 
-# %% ../nbs/api/05a_worker.ipynb #4444007c
+# %% ../nbs/api/05a_worker.ipynb #a3ef4e1b
 class Nursery:
     "Forks workers as it is asked, until whoever asks is gone"
     def __init__(self, fd:int):
@@ -99,7 +105,7 @@ class Nursery:
         for o in (self.bell,ring): os.set_blocking(o, False)
         signal.set_wakeup_fd(ring)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self.others = [self.sock.fileno(), self.bell, ring]
+        self.others,self.owner,self.buses = [self.sock, self.bell, ring],Owner(),[] # buses: wires from workers that borrow
 
     def asked(self)->bool: # is there anybody?
         "Do what is asked"
@@ -107,7 +113,11 @@ class Nursery:
         if not data: return False
         letter,n = request.unpack(data)
         if letter==b'S':
-            self.workers[fork_worker(fds[0], self.others)] = n
+            bus,theirs = wires()
+            roots = [o.control for o in self.owner.handles.values()]
+            self.workers[fork_worker(fds[0], [*self.others, *self.buses, *roots, bus], theirs)] = n
+            self.buses.append(bus)
+            theirs.close()
             os.close(fds[0])
         else:
             for pid in (p for p,o in self.workers.items() if o==n): os.kill(pid, signal.SIGKILL)
@@ -122,13 +132,21 @@ class Nursery:
                 if n is not None: self.sock.sendall(farewell.pack(n, os.waitstatus_to_exitcode(pid_status[1])))
         except ChildProcessError: pass
 
+    def lend(self, bus:Wire):
+        "Lend a worker a connection to a warm process"
+        try: lend(bus, self.owner)
+        except (EOFError,OSError):
+            self.buses.remove(bus)
+            bus.close()
+
     def serve(self):
         "Work until the other side is gone, then end everyone"
         try:
             while True:
-                ready = select.select([self.sock, self.bell], [], [])[0]
+                ready = select.select([self.sock, self.bell, *self.buses], [], [])[0]
                 if self.bell in ready: os.read(self.bell, 1000)
                 self.reap()
+                for o in [o for o in self.buses if o in ready]: self.lend(o)
                 if self.sock in ready and not self.asked(): break
         except OSError: pass # the other side is gone
         finally: end_all()

@@ -3,10 +3,11 @@ import os, subprocess, sys, uuid
 from concurrent.futures import ThreadPoolExecutor
 import pytest
 from mlops_nb.core import LedgerError
+from mlops_nb.database import open_database
 from mlops_nb.ledger import open_ledger
 from mlops_nb.process import this_process
 from mlops_nb.records import cached_row
-from mlops_nb.tables import NoSuchRun, run_columns, stage_columns
+from mlops_nb.tables import NoSuchRun, run_columns, stage_columns, tables, version
 
 def new_fp(): return uuid.uuid4().hex*2
 def art(name, **kw): return dict(digest=uuid.uuid4().hex*2, name=name, size=3, kind='file', **kw)
@@ -217,4 +218,70 @@ def check_fresh(new_url):
     assert results(procs)==['ok\n']*6
     with open_ledger(new_url) as led: assert len(led.runs(pipeline='opened'))==6
 
-checks = [v for k,v in list(globals().items()) if k.startswith('check_') and k!='check_fresh']
+added = {'rung','rung_why','shared_cells','pss_mb'} # by version 2
+first = tables | dict(stage_runs=tables['stage_runs']._replace(columns={k: v for k,v in stage_columns.items() if k not in added}))
+
+def make_first(url):
+    "A ledger of version 1, with a stage run"
+    db = open_database(url, first, 1)
+    with db.write() as c:
+        c.execute(db.tables.runs.insert(), dict(id='r1', pipeline='old', status='completed', started='2013-07-04'))
+        c.execute(db.tables.stage_runs.insert(), dict(id='s1', run_id='r1', pipeline='old', stage='01', status='completed', started='2013-07-04',
+            ended='2013-07-04', fingerprint='f1', engine='papermill'))
+    db.close()
+
+def state(url, tables=first, version=1):
+    "The versions that a ledger has had, and which of the later columns it has"
+    import sqlalchemy as sa
+    db = open_database(url, tables, version)
+    with db.read() as c:
+        t = db.tables.stage_runs
+        found = c.execute(db.tables.schema_version.select()).scalars().all(), {o['name'] for o in sa.inspect(c).get_columns(t.name, schema=t.schema)} & added
+    db.close()
+    return found
+
+def check_upgraded(new_url):
+    "6 processes that open a ledger of version 1 bring it up to date once; what was in it is there, and an old mlops_nb is refused"
+    make_first(new_url)
+    assert state(new_url)==([1], set())
+    procs = [python(_opener, new_url) for _ in range(6)]
+    for p in procs: assert p.stdout.readline()=='ready\n'
+    for p in procs: p.stdin.write('\n'); p.stdin.flush()
+    assert results(procs)==['ok\n']*6
+    assert state(new_url, tables, version)==([1, version], added)
+    with pytest.raises(LedgerError, match=f'has version {version}') as e: state(new_url)
+    assert e.value.remedy=='upgrade mlops_nb'
+    with open_ledger(new_url) as led:
+        old = led.hit('f1')
+        assert len(led.runs(pipeline='opened'))==6 and old['engine']=='papermill' and {old[k] for k in added}=={None}
+        run = led.start_run('new')
+        assert led.stage_run(led.add_cached(run, '01', old))['rung'] is None
+        sid = led.start_stage(run, '02', fingerprint='f2')
+        led.end_stage(sid, 'completed', rung='snapshot', rung_why='', shared_cells=5, pss_mb=61.5)
+        new = led.stage_run(led.add_cached(run, '02', led.hit('f2')))
+        assert [led.stage_run(sid)[k] for k in ('rung','rung_why','shared_cells','pss_mb')]==['snapshot','',5,61.5]
+        assert [new[k] for k in ('rung','rung_why','shared_cells','pss_mb')]==['snapshot','',5,None] # no work, no memory
+
+_dies = '''
+import os, sys, mlops_nb.database as d
+from mlops_nb.ledger import open_ledger
+add,left = d.add_column,[int(sys.argv[2])]
+def dies(c, column):
+    add(c, column)
+    left[0] -= 1
+    if not left[0]: os.kill(os.getpid(), 9)
+d.add_column = dies
+open_ledger(sys.argv[1])
+'''
+def check_upgrade_killed(new_url):
+    "A process killed while it brings a ledger up to date leaves the old one"
+    make_first(new_url)
+    for n in (1, len(added)):
+        p = python(_dies, new_url, n)
+        p.communicate(timeout=120)
+        assert p.returncode==-9 and state(new_url)==([1], set())
+    with open_ledger(new_url) as led: assert led.hit('f1')['id']=='s1'
+    assert state(new_url, tables, version)==([1, version], added)
+
+apart = {'check_fresh','check_upgraded','check_upgrade_killed'} # each wants a ledger of its own
+checks = [v for k,v in list(globals().items()) if k.startswith('check_') and k not in apart]

@@ -3,7 +3,7 @@ import os, sqlite3, subprocess, sys, time
 from contextlib import closing
 from pathlib import Path
 import pytest
-from ledger_checks import check_fresh, checks, python
+from ledger_checks import check_fresh, check_upgrade_killed, check_upgraded, checks, python
 from mlops_nb.core import LedgerError
 from mlops_nb.ledger import open_ledger
 
@@ -24,6 +24,9 @@ def test_integrity(led, url):
 def test_fresh(tmp_path, i):
     check_fresh(f'sqlite:///{tmp_path}/deep/folder/ledger.db')
     assert not [o for o in os.listdir(tmp_path/'deep'/'folder') if o.endswith('.tmp')]
+
+@pytest.mark.parametrize('check', (check_upgraded, check_upgrade_killed), ids=lambda o: o.__name__)
+def test_older(tmp_path, check): check(f'sqlite:///{tmp_path}/ledger.db')
 
 def test_killed_while_making(tmp_path):
     "A process killed while it makes the database leaves none, or a whole one"

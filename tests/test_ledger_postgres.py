@@ -3,7 +3,7 @@ import os, pwd, shutil, subprocess, tempfile
 from glob import glob
 from pathlib import Path
 import pytest
-from ledger_checks import check_fresh, checks
+from ledger_checks import check_fresh, check_upgrade_killed, check_upgraded, checks
 from mlops_nb.core import LedgerError
 from mlops_nb.ledger import open_ledger
 
@@ -67,6 +67,9 @@ def test_check(check, led, url): check(led, url)
 
 @pytest.mark.parametrize('i', range(3))
 def test_fresh(server, i): check_fresh(server.make(f'fresh{i}'))
+
+@pytest.mark.parametrize('check', (check_upgraded, check_upgrade_killed), ids=lambda o: o.__name__)
+def test_older(server, check): check(server.make(check.__name__))
 
 def test_schemas(server):
     "Two teams share a database, and MLflow's tables don't mind"

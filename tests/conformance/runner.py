@@ -1,0 +1,90 @@
+"""A process that executes notebooks of the catalog one after the other, as a user's program would
+
+Papermill changes the working directory of its process, so each of several executions at a time needs a process. Orders come as lines of
+JSON by standard input, and each is answered with a line by standard output; what papermill and the kernels write to the terminal is caught.
+"""
+import json, logging, os, sys, time, traceback
+from pathlib import Path
+
+
+class Keep(logging.Handler):
+    "Keeps what is logged"
+    def __init__(self):
+        super().__init__()
+        self.records = []
+    def emit(self, record): self.records.append([record.levelname, record.getMessage()])
+
+
+def content(path):
+    "A file that was left behind, as something to compare"
+    try: text = path.read_bytes().decode('utf-8', 'surrogatepass')
+    except UnicodeDecodeError: return repr(path.read_bytes())
+    if path.suffix == '.ipynb':
+        try: return json.loads(text)
+        except ValueError: pass
+    return text
+
+
+def execute(c, engine, folder):
+    "Execute one case in a new folder; what there is to see afterwards"
+    import papermill as pm
+    from conformance import document
+    log, opened, seen = logging.getLogger('papermill'), {o: open(folder/f'{o}.txt', 'w') for o in c.takes}, {}
+    keep, before = Keep(), dict(os.environ)
+    log.setLevel(logging.INFO)
+    log.addHandler(keep)
+    os.environ.update(c.env)
+    source, target = folder/c.input, folder/c.output if c.output else None
+    kwargs = dict(progress_bar=False, cwd=folder) | c.kwargs
+    try:
+        nb = pm.execute_notebook(source, target, c.parameters, engine_name=engine, **opened, **kwargs)
+        if c.again: nb = pm.execute_notebook(target, folder/'again.ipynb', c.again, engine_name=engine, **kwargs)
+        seen['returned'] = json.loads(json.dumps(nb))
+    except BaseException as e:
+        seen['error'] = [[o.__name__ for o in type(e).__mro__], str(e)]
+        seen['traceback'] = traceback.format_exc()
+    finally:
+        log.removeHandler(keep)
+        for o in opened.values(): o.close()
+        os.environ.clear()
+        os.environ.update(before)
+    seen['log'] = keep.records
+    seen['files'] = {str(o.relative_to(folder)): content(o) for o in sorted(folder.rglob('*')) if o.is_file() and '__pycache__' not in o.parts}
+    return seen
+
+
+def prepare(c, folder):
+    "The notebook and the files beside it"
+    from conformance import document
+    folder.mkdir(parents=True)
+    for name, text in {**c.files, c.input: document(c)}.items():
+        (folder/name).parent.mkdir(parents=True, exist_ok=True)
+        (folder/name).write_text(text)
+
+
+def main():
+    orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), 'w')
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    from conformance import load
+    catalog = load()
+    os.environ.pop('PYTHONPATH') # it was for this module, not for notebooks
+    for line in orders:
+        order = json.loads(line)
+        c, folder = catalog[order['name']], Path(order['folder'])
+        prepare(c, folder)
+        terminal = folder.with_suffix('.terminal')
+        fd = os.open(terminal, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND)
+        for o in (1, 2): os.dup2(fd, o)
+        os.close(fd)
+        start = time.monotonic()
+        seen = execute(c, order['engine'], folder)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        seen['took'] = time.monotonic() - start
+        seen['terminal'] = terminal.read_text(errors='replace')
+        folder.with_suffix('.json').write_text(json.dumps(seen))
+        answers.write('done\n')
+        answers.flush()
+
+
+if __name__ == '__main__': main()
