@@ -793,6 +793,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mlops_nb.shell._Into': ('api/shell.html#_into', 'mlops_nb/shell.py'),
                                 'mlops_nb.shell._Into.__init__': ('api/shell.html#_into.__init__', 'mlops_nb/shell.py'),
                                 'mlops_nb.shell._Into.write': ('api/shell.html#_into.write', 'mlops_nb/shell.py'),
+                                'mlops_nb.shell.arguments': ('api/shell.html#arguments', 'mlops_nb/shell.py'),
                                 'mlops_nb.shell.dress': ('api/shell.html#dress', 'mlops_nb/shell.py'),
                                 'mlops_nb.shell.make_kernel': ('api/shell.html#make_kernel', 'mlops_nb/shell.py'),
                                 'mlops_nb.shell.rehearse': ('api/shell.html#rehearse', 'mlops_nb/shell.py'),

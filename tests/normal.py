@@ -92,10 +92,10 @@ class Normal:
         return res
 
     def terminal(self, text):
-        "What the caller's terminal shows, line by line: a progress bar as its last state, without speed and time"
+        "What the caller's terminal shows, line by line: a progress bar as its last state, without speed, time, and its length, which depends on these"
         text = re.sub(r'\[IPKernelApp\].*\n', '', text) # a kernel process that speaks of itself
         lines = [o.split('\r')[-1] for o in text.split('\n')]
-        return [self.text(re.sub(r'\[\d\d:\d\d<[^\]]*\]', '[TIME]', o)) for o in lines if o]
+        return [self.text(re.sub(r'█+', '█', re.sub(r'\[\d\d:\d\d<[^\]]*\]', '[TIME]', o))) for o in lines if o]
 
 
 def normal(seen, folder, **options):

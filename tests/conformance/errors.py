@@ -43,7 +43,7 @@ case('keyboard_interrupt_tagged', err("raise KeyboardInterrupt"), err("raise Key
 for name, source in [('os_exit', 'import os\nos._exit(3)'), ('os_exit_0', 'import os\nos._exit(0)'), ('kill', 'import os\nos.kill(os.getpid(), 9)'), ('segfault', 'import ctypes\nctypes.string_at(0)'), ('abort', 'import os\nos.abort()')]:
     case(f'dead_{name}', "print('first')", f"print('before', flush=True)\nimport time; time.sleep(.5)\n{source}", after, raises='DeadKernelError')
 case('dead_sigterm', "import os, signal, time", "time.sleep(.5)\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(3)\nprint('after')", after, raises='DeadKernelError')
-case('dead_allowed', "import os\nos._exit(3)", after, raises='DeadKernelError', kwargs=dict(allow_errors=True))
+case('dead_allowed', "import os, time\ntime.sleep(.5)\nos._exit(3)", after, raises='DeadKernelError', kwargs=dict(allow_errors=True))
 # What papermill can be told about errors
 case('allow_errors', "1/0", "print('goes on')", "import sys; sys.exit(1)", "print('and on')", raises='PapermillExecutionError', kwargs=dict(allow_errors=True))
 case('allow_error_names', "1/0", "print('goes on')", "{}['k']", after, raises='PapermillExecutionError', kwargs=dict(allow_error_names=['ZeroDivisionError']))
