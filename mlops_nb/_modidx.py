@@ -1090,6 +1090,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlops_nb.work.check_inputs': ('api/work.html#check_inputs', 'mlops_nb/work.py'),
                                'mlops_nb.work.check_no_secret': ('api/work.html#check_no_secret', 'mlops_nb/work.py'),
                                'mlops_nb.work.check_output': ('api/work.html#check_output', 'mlops_nb/work.py'),
+                               'mlops_nb.work.differing': ('api/work.html#differing', 'mlops_nb/work.py'),
                                'mlops_nb.work.end_work': ('api/work.html#end_work', 'mlops_nb/work.py'),
                                'mlops_nb.work.error_of': ('api/work.html#error_of', 'mlops_nb/work.py'),
                                'mlops_nb.work.gather': ('api/work.html#gather', 'mlops_nb/work.py'),

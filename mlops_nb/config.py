@@ -123,7 +123,7 @@ def _text(root, text):
     "The text itself"
     return text
 
-# %% ../nbs/api/01_config.ipynb #842bf0ed
+# %% ../nbs/api/01_config.ipynb #565936ef
 known_keys = dict(
     store   = ('.mlops/store',               _place, 'artifacts: a folder, or a URL like s3://bucket/prefix'),
     ledger  = ('sqlite:///.mlops/ledger.db', _place, 'what happened: sqlite:///file.db or postgresql://user:password@host/db'),
@@ -131,7 +131,7 @@ known_keys = dict(
     studies = ('.mlops/studies.log',         _place, 'tuning: a journal file or a database'),
     jobs    = ('',                           _jobs,  'stage runs at the same time; default: one a processor'),
     seed    = ('0',                          _seed,  'of random, NumPy and PYTHONHASHSEED in each stage run'),
-    engine  = ('papermill',                  _text,  'who executes notebooks: an engine registered with papermill'))
+    engine  = ('snapshot',                   _text,  'who executes notebooks: an engine registered with papermill, or papermill itself'))
 
 # %% ../nbs/api/01_config.ipynb #9fc7d9f1
 def _check_section(name):

@@ -8,12 +8,13 @@ __all__ = ['default_engine', 'forms', 'marks', 'scrubber', 'load_prepared', 'fin
            'Meter', 'failure', 'oom_counters', 'oom_kills', 'signal_name', 'death', 'explain', 'leave_note', 'execute',
            'bundles', 'metrics_of', 'reports_of']
 
-# %% ../nbs/api/05_engine.ipynb #aa46adfc
+# %% ../nbs/api/05_engine.ipynb #5d45664c
 import base64, html, json, math, os, re, resource, shutil, signal, sys, tempfile
 import threading, time, traceback, urllib.parse, warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .config import known_keys
 from .contract import record_mime, report_mime
 from .core import MlopsError, NotebookError, ParameterError
 from .kernel import give_secrets
@@ -324,8 +325,8 @@ def leave_note(play, error:dict):
         if cell.cell_type=='code': cell.outputs.append(note)
     man.save()
 
-# %% ../nbs/api/05_engine.ipynb #99eceff0
-default_engine = 'papermill'
+# %% ../nbs/api/05_engine.ipynb #de0ef9cb
+default_engine = known_keys['engine'][0]
 
 # %% ../nbs/api/05_engine.ipynb #64b0179d
 def _perform(job:dict, play, kernel:str):
@@ -337,9 +338,9 @@ def _perform(job:dict, play, kernel:str):
     papermill.execute_notebook(str(job['notebook']), None, cwd=str(cwd), kernel_name=kernel,
                                **manage(play, job.get('engine') or default_engine, timeout, job.get('start_timeout') or 60))
 
-# %% ../nbs/api/05_engine.ipynb #1abb3c39
+# %% ../nbs/api/05_engine.ipynb #b4d7d872
 def execute(
-    job:dict, # id, notebook, output; optional: cwd, seed, engine, secrets, timeout and start_timeout (s), env, tmp, memory, differ
+    job:dict, # id, notebook, output; optional: cwd, seed, engine, secrets, timeout and start_timeout (s), env, tmp, memory and differ (see `Play`)
     on_event=None, # called with each event, a dict
     owner=None, # lends connections to warm processes; default: this process has its own
 )->dict: # status, error, seconds, cpu_seconds, peak_mb, pss_mb, engine, rung, why, shared_cells

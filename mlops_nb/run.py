@@ -209,10 +209,10 @@ def release(sch:Scheduler, fingerprint:str):
     sch.ws.ledger.release(fingerprint, sch.owner)
     sch.claims.discard(fingerprint)
 
-# %% ../nbs/api/09_run.ipynb #49af8eef
+# %% ../nbs/api/09_run.ipynb #a2b6cf1e
 def launch(sch:Scheduler, run:ActiveRun, step):
     "Hand a stage to the executor"
-    work = Work(run.id, step, run.planner, run.made)
+    work = Work(run.id, step, run.planner, run.made, run.mapped)
     try:
         job = start_work(work)
         sch.flying[work.id] = run,work
@@ -438,10 +438,10 @@ def execute_runs(
             stop(sch, error_of(e) if isinstance(e, MlopsError) else None)
             raise
 
-# %% ../nbs/api/09_run.ipynb #703959d4
+# %% ../nbs/api/09_run.ipynb #1373b550
 def check_engine(settings):
     "Refuse an engine that papermill doesn't know"
-    if settings.engine == 'papermill': return
+    if settings.engine in ('papermill','snapshot'): return
     from mlops_nb.managed import find_engine
     find_engine(settings.engine)
 

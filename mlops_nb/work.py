@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['readable', 'secret_values', 'looks_whole', 'parquet_whole', 'json_whole', 'gzip_whole', 'check_output', 'secret_in',
-           'check_no_secret', 'Work', 'input_artifacts', 'paths', 'write_prepared', 'leave', 'input_rows', 'start_work',
-           'keep_notebook', 'check_inputs', 'check_code', 'store_outputs', 'error_of', 'source_cell', 'recorded',
-           'gather', 'end_work', 'give_up', 'is_known', 'set_aside', 'publish']
+           'check_no_secret', 'Work', 'input_artifacts', 'paths', 'write_prepared', 'leave', 'input_rows', 'differing',
+           'start_work', 'keep_notebook', 'check_inputs', 'check_code', 'store_outputs', 'error_of', 'source_cell',
+           'recorded', 'gather', 'end_work', 'give_up', 'is_known', 'set_aside', 'publish']
 
-# %% ../nbs/api/08a_work.ipynb #845f131b
+# %% ../nbs/api/08a_work.ipynb #b8492dfc
 import json, os, shutil, time, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from .core import LedgerError, MlopsError, ParameterError, StageError, StoreErro
 from .engine import metrics_of
 from .notebook import inject, read_notebook, write_notebook
 from .parameters import injected_source
+from .pipeline import addressed
 from .plan import Planner, Step, Workspace
 from .stage import Stage, param_values
 from .store import hold
@@ -124,7 +125,7 @@ def check_no_secret(name:str, path:Path, secrets:dict, where:str=''):
         if k := secret_in(f, secrets): raise StageError(f"the Out {name} contains the secret {k} ({f.name})", where=where,
             remedy="don't write it; it was not stored")
 
-# %% ../nbs/api/08a_work.ipynb #02d377ed
+# %% ../nbs/api/08a_work.ipynb #633c09a6
 @dataclass
 class Work:
     "One stage run under way"
@@ -132,6 +133,7 @@ class Work:
     step:Step
     planner:Planner=field(repr=False)
     made:dict=field(repr=False) # {stage: {parameter: Artifact}} of the stages above
+    mapped:dict=None # the values that are this run's own, where a pipeline is mapped over values
     id:str='' # of the stage run
     started:float=0. # seconds since the epoch
     secrets:dict=field(default_factory=dict, repr=False)
@@ -187,7 +189,18 @@ def input_rows(work:Work)->dict: # {parameter: {digest, name, size, kind, path}}
     sources = {k: source(o) for k,o in work.planner.sources[work.stage.name].items()}
     return {**sources, **{k: {**vars(a), 'path': work.stage.text(k)} for k,(_,a) in input_artifacts(work).items()}}
 
-# %% ../nbs/api/08a_work.ipynb #2d1653d8
+# %% ../nbs/api/08a_work.ipynb #647abb8c
+def differing(work:Work)->list|None: # None: no other run executes this stage with other values
+    "The parameters in which this stage differs between the runs of one mapping"
+    pipeline,name,touched = work.planner.pipeline,work.stage.name,{}
+    for key in work.mapped or ():
+        stages,param = addressed(pipeline, key)
+        for o in stages: touched.setdefault(o, set()).add(param)
+    for o in pipeline.order:
+        if from_above := {k for k,(s,_) in pipeline.upstream[o].items() if s in touched}: touched.setdefault(o, set()).update(from_above)
+    return sorted(touched[name] | work.stage.outs.keys()) if name in touched else None
+
+# %% ../nbs/api/08a_work.ipynb #ce858d3e
 def start_work(
     work:Work, # gets its id
 )->dict: # a job for the executor
@@ -200,7 +213,7 @@ def start_work(
         components=work.step.components, cause='; '.join(work.step.causes), engine=settings.engine, params=param_values(stage),
         inputs=input_rows(work))
     return dict(id=work.id, notebook=str(write_prepared(work)), output=str(work.folder/'executed.ipynb'), cwd=str(stage.folder),
-        seed=settings.seed, engine=settings.engine, secrets=work.secrets)
+        seed=settings.seed, engine=settings.engine, secrets=work.secrets, memory=str(settings.state/'rungs'), differ=differing(work))
 
 # %% ../nbs/api/08a_work.ipynb #7985f952
 def keep_notebook(work:Work):
