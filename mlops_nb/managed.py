@@ -197,13 +197,13 @@ def engines()->dict:
 # %% ../nbs/api/04m_managed.ipynb #5df64642
 managed_name = 'mlops-nb-managed'
 
-# %% ../nbs/api/04m_managed.ipynb #e2afde96
+# %% ../nbs/api/04m_managed.ipynb #e6ca882b
 def find_engine(
-    name:str=None, # default: papermill
+    name:str,
 ): # a papermill Engine class
     "The engine of that name"
     known = engines()
-    if (name or 'papermill') in known: return known[name or 'papermill']
+    if name in known: return known[name]
     raise ConfigError(f"there is no engine {name}", where='engine', remedy=f"{did_you_mean(name, known)} (known: {', '.join(known)})")
 
 # %% ../nbs/api/04m_managed.ipynb #9d973a03
@@ -227,10 +227,10 @@ def managed(
             return man.nb
     return Managed
 
-# %% ../nbs/api/04m_managed.ipynb #4c0510e6
+# %% ../nbs/api/04m_managed.ipynb #6d25084e
 def manage(
     play:Play,
-    engine:str=None, # name of the engine to wrap
+    engine:str='papermill', # name of the engine to wrap
     timeout:int=None, # seconds a cell may take
     start_timeout:int=60, # seconds a kernel may take to answer
 )->dict: # arguments for papermill.execute_notebook
