@@ -13,7 +13,7 @@ from mlops_nb.run import run
 from scratch import Done, Project, mark
 
 
-held = 'import os, time\nwhile os.path.exists("hold"): time.sleep(.02)' # a cell that takes as long as the test wants
+held = 'import os, time\nif os.path.exists("hold"): open("hold", "w").write(str(os.getpid()))\nwhile os.path.exists("hold"): time.sleep(.02)' # a cell that takes as long as the test wants
 left_failed = {'01_make': 'completed', '02_right': 'completed', '02_left': 'failed', '03_join': 'skipped'} # {stage: status}
 
 
@@ -188,13 +188,17 @@ def held_run(project, *args):
 
 
 def in_kernel(project):
-    "The kernels of this project, once they are at work"
-    found = []
-    for o in project.processes():
-        try:
-            if 'MLOPS_STAGE_RUN' in o.environ() and 'kernel' in ' '.join(o.cmdline()): found.append(o)
-        except psutil.Error: pass
-    return found
+    "The process that holds `02_left`, once it is at work"
+    pid = (project.folder/'hold').read_text()
+    return psutil.Process(int(pid)) if pid else None
+
+
+def crew(project):
+    "The nursery, and the worker that it has forked"
+    found = [o for o in project.processes() if 'mlops_nb.worker' in ' '.join(o.cmdline())]
+    nursery, = (o for o in found if o.ppid() not in [p.pid for p in found])
+    worker, = (o for o in found if o.ppid() == nursery.pid)
+    return nursery, worker
 
 
 def stopped_and_resumed(project, done):
@@ -280,9 +284,8 @@ def only_left_failed(project, done, *words):
 @pytest.mark.parametrize('whom', ['kernel', 'worker', 'nursery'])
 def test_a_process_of_a_stage_is_killed(project, whom):
     p = held_run(project)
-    kernel, = in_kernel(project)
-    worker = kernel.parent()
-    dict(kernel=kernel, worker=worker, nursery=worker.parent())[whom].kill()
+    nursery, worker = crew(project)
+    dict(kernel=in_kernel(project), worker=worker, nursery=nursery)[whom].kill()
     only_left_failed(project, project.wait(p, 30), 'SIGKILL', '→')
 
 
