@@ -77,7 +77,17 @@ def is_installed(
     places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or [])
     return bool(places) and not any(is_own(o) for o in places)
 
-# %% ../nbs/api/02e_imports.ipynb #890f70d4
+# %% ../nbs/api/02e_imports.ipynb #714aaac8
+@lru_cache(1024)
+def _cell_imports(source:str)->tuple: # what it imports; does what comes after depend on it?
+    "What the statements of a cell import"
+    tree,aside = cell_tree(source)
+    if tree is None or any(map(sets_stage, aside)): return (),True
+    done = statements(tree)
+    stop = next((i for i,s in enumerate(done) if not isinstance(s, (ast.Import,ast.ImportFrom)) and sets_stage(ast.unparse(s))), None)
+    return tuple(n for s in done[:stop] for n in named(s)),stop is not None
+
+# %% ../nbs/api/02e_imports.ipynb #c10e2719
 def named_imports(
     sources, # of the code cells, in order
     folders:tuple=(), # where the project's own modules are looked for first
@@ -85,12 +95,9 @@ def named_imports(
     "What can be imported before the notebook runs"
     found = []
     for o in sources:
-        tree,aside = cell_tree(o)
-        if tree is None or any(map(sets_stage, aside)): break
-        done = [s for s in statements(tree)]
-        stop = next((i for i,s in enumerate(done) if not isinstance(s, (ast.Import,ast.ImportFrom)) and sets_stage(ast.unparse(s))), None)
-        found += [n for s in done[:stop] for n in named(s)]
-        if stop is not None: break
+        names,stop = _cell_imports(o)
+        found += names
+        if stop: break
     seen = {}
     _follow(found, tuple(map(str, folders)), seen)
     return [o for o in seen if not isinstance(o, str) and not find_module(o[0], tuple(map(str, folders))) and is_installed(o[0].split('.')[0])]
