@@ -37,7 +37,7 @@ def root_command(
     "The command of a root"
     return [sys.executable, '-c', f'from mlops_nb.root import main; main({fd})']
 
-# %% ../nbs/api/04k_owner.ipynb #5219fc67
+# %% ../nbs/api/04k_owner.ipynb #57a715e7
 class Handle:
     "A root as its owner sees it"
     def __init__(self, env:dict):
@@ -54,6 +54,11 @@ class Handle:
 
     def alive(self)->bool: return self.proc.poll() is None
 
+    def retire(self):
+        "Let the root end when its executions have"
+        try: self.control.send('retire')
+        except OSError: pass # it has ended
+
     def words(self)->str:
         "What the root and its zygotes printed, lately"
         self.log.seek(0)
@@ -66,25 +71,31 @@ class Handle:
         except subprocess.TimeoutExpired: self.proc.kill()
         return self.proc.wait()
 
-# %% ../nbs/api/04k_owner.ipynb #c2973a52
+# %% ../nbs/api/04k_owner.ipynb #55b7ea51
 class Owner:
     "The roots of this process"
     def __init__(self, most:int=3): # roots at a time; the one that was asked least lately goes first
-        self.most,self.handles,self.lock,self.pid = most,{},threading.RLock(),os.getpid()
+        self.most,self.handles,self.leaving,self.lock,self.pid = most,{},[],threading.RLock(),os.getpid()
 
     def connect(self, env:dict)->Wire:
         "A connection to the root of that environment"
         env = root_env(env)
         with self.lock:
-            if self.pid!=os.getpid(): self.handles,self.pid = {},os.getpid() # a fork: the roots are its parent's
+            if self.pid!=os.getpid(): self.handles,self.leaving,self.pid = {},[],os.getpid() # a fork: the roots are its parent's
             key = digest_json([sorted(env.items()), installed()])
             handle = self.handles.pop(key, None)
             if handle and not handle.alive(): handle = handle.close() and None
             self.handles[key] = handle = handle or Handle(env)
-            while len(self.handles) > self.most: self.handles.pop(next(iter(self.handles))).close()
+            if len(self.handles) > self.most: self.retire(next(iter(self.handles)))
             try: return handle.connect()
             except OSError: del self.handles[key]
         return self.connect(env)
+
+    def retire(self, key:str):
+        "Let a root end when its executions have; bury those that did"
+        self.leaving.append(self.handles.pop(key))
+        self.leaving[-1].retire()
+        for o in [o for o in self.leaving if not o.alive()]: self.leaving.remove(o) or o.close()
 
     def words(self)->str: return '\n'.join(o.words() for o in self.handles.values())
 
@@ -92,8 +103,9 @@ class Owner:
         "End all roots"
         with self.lock:
             if self.pid==os.getpid():
-                for o in self.handles.values(): o.close()
+                for o in (*self.handles.values(), *self.leaving): o.close()
             self.handles.clear()
+            self.leaving.clear()
 
 # %% ../nbs/api/04k_owner.ipynb #1404e9d0
 owner = Owner()

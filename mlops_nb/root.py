@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Study', 'Node', 'beside', 'Root', 'main']
 
-# %% ../nbs/api/04j_root.ipynb #e04d1683
-import gc, os, select, signal, socket, sys, time, traceback
+# %% ../nbs/api/04j_root.ipynb #654b1489
+import gc, os, signal, socket, sys, time, traceback
 
 from .core import digest_json
 from .fork import watch
@@ -14,7 +14,7 @@ from .kernel import adopt_orphans, look_beside_notebook
 from .shared import assignments, differing, shared_cells, split
 from .shell import Stream, make_kernel, rehearse
 from .stall import Stall
-from .wire import Wire, wires
+from .wire import Wire, listen, wires
 from .zygote import Zygote
 
 # %% ../nbs/api/04j_root.ipynb #132481a0
@@ -53,7 +53,7 @@ def beside(folder:str)->set:
     except OSError: return set()
     return {o.name.partition('.')[0] for o in found if o.name.endswith(('.py','.so')) or (o.is_dir() and os.path.exists(os.path.join(o.path, '__init__.py')))}
 
-# %% ../nbs/api/04j_root.ipynb #abae745c
+# %% ../nbs/api/04j_root.ipynb #5839666e
 class Root:
     "The process that knows all zygotes"
     most = 4 # snapshots at a time
@@ -66,7 +66,7 @@ class Root:
         "Serve until the owner is gone"
         parent = os.getppid()
         try:
-            while os.getppid()==parent: self.step()
+            while os.getppid()==parent and not (self.zygote.retired and not (self.zygote.jobs or self.nodes or self.clients)): self.step()
         except EOFError: pass
         except BaseException: traceback.print_exc(file=sys.__stderr__)
         for o in (*self.zygote.jobs, *self.zygote.grown, *([self.zygote.spare[0]] if self.zygote.spare else [])): self.zygote.kill(o)
@@ -75,7 +75,7 @@ class Root:
     def step(self, timeout:float=1.):
         "Wait for something to do, and do it"
         z = self.zygote
-        ready = select.select([z.bell, self.control, *z.jobs.values(), *self.nodes, *self.clients], [], [], timeout)[0]
+        ready = listen([z.bell, self.control, *z.jobs.values(), *self.nodes, *self.clients], timeout)
         if z.bell in ready:
             os.read(z.bell, 4096)
             z.reap()
@@ -83,7 +83,7 @@ class Root:
         for o in [o for o in self.nodes if o in ready]: self.hear(o)
         for o in [o for o in self.clients if o in ready]: self.asked(o)
         if self.control in ready:
-            self.control.recv()
+            if self.control.recv()[0]=='retire': self.leave()
             self.clients += [Wire(socket.socket(fileno=o)) for o in self.control.take()]
         for o in self.nodes: self.watch(o)
 
@@ -161,7 +161,7 @@ def _grow(self, parent, what:dict, **about)->Node:
     return node
 Root.route,Root.node,Root.grow = _route,_node,_grow
 
-# %% ../nbs/api/04j_root.ipynb #8109e301
+# %% ../nbs/api/04j_root.ipynb #a3bc92a7
 def _snapshot(self, node, request:dict):
     "The snapshot for this execution; None if nothing can be shared"
     share = request['share']
@@ -193,7 +193,12 @@ def _retire(self, node:Node):
     "Let a zygote end when its executions have"
     node.about['failed'] = True
     self.zygote.tell(node.wire, 'retire')
-Root.snapshot,Root.new_snapshot,Root.retire = _snapshot,_new_snapshot,_retire
+
+def _leave(self):
+    "End when all executions have"
+    self.zygote.retired = True
+    for o in self.nodes: self.retire(o)
+Root.snapshot,Root.new_snapshot,Root.retire,Root.leave = _snapshot,_new_snapshot,_retire,_leave
 
 # %% ../nbs/api/04j_root.ipynb #beec930e
 def main(

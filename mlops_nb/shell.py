@@ -251,18 +251,20 @@ class Recorder:
     def __init__(self): self.frames = []
     def send(self, kind, value=None, parts=()): self.frames.append(pack(kind, value, parts))
 
-# %% ../nbs/api/04e_shell.ipynb #3cb83870
+# %% ../nbs/api/04e_shell.ipynb #0a12d61a
 def rehearse(kernel):
     "Execute a few cells, and forget them"
     shell,names = Shell(kernel, Recorder()),dict(kernel.shell.user_ns)
     for o in ('import asyncio\nprint(1)\nawait asyncio.sleep(0)\n{"a": [1]}', '1/0', 'from IPython.display import display, HTML\ndisplay(HTML(""))'):
         shell.run(lambda: shell.execute(o, '0'))
     shell.rest()
-    kernel.shell.history_manager.session_number = 0
-    kernel.shell.history_manager.init_db()
+    history = kernel.shell.history_manager
+    history.session_number = 0
+    for o in (history.db_input_cache,history.db_output_cache): o.clear()
+    history.init_db()
     kernel.shell.reset(new_session=True)
     kernel.shell.user_ns.update({k: v for k,v in names.items() if k.startswith('__')})
-    for o in ('output_hist_reprs','outputs','exceptions'): getattr(kernel.shell.history_manager, o, {}).clear()
+    for o in ('output_hist_reprs','outputs','exceptions'): getattr(history, o, {}).clear()
     for o in ('last_traceback','last_value','last_type','last_exc'):
         if hasattr(sys, o): delattr(sys, o)
     for o in (sys.stdout,sys.stderr): o.connect(None)

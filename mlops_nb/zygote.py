@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['at_start', 'enter', 'stamp', 'Execution', 'Zygote', 'why_own', 'import_one']
 
-# %% ../nbs/api/04i_zygote.ipynb #25b2538e
-import asyncio, atexit, gc, os, select, signal, socket, sys, threading, traceback
+# %% ../nbs/api/04i_zygote.ipynb #77f345cd
+import asyncio, atexit, gc, os, signal, socket, sys, threading, traceback
 from datetime import datetime, timezone
 
 from .code import is_own
 from .fork import calm, forget_exit_handlers, look, reseed, seeds, unsafe_threads, why_not
 from .kernel import adopt_orphans, die_with_parent, give_secrets, look_beside_notebook, seed_before_first_cell
 from .shell import Recorder, Shell, dress
-from .wire import Wire, wires
+from .wire import Wire, listen, wires
 
 # %% ../nbs/api/04i_zygote.ipynb #3576e870
 at_start = dict(os.environ) # the root's
@@ -233,19 +233,19 @@ def _orphans(self):
     for o in left: self.kill(o)
 Zygote.tell,Zygote.kill,Zygote.reap,Zygote.orphans = _tell,_kill,_reap,_orphans
 
-# %% ../nbs/api/04i_zygote.ipynb #26109572
+# %% ../nbs/api/04i_zygote.ipynb #cdd3957e
 def _serve(self):
     "Do what is asked until nobody is there to ask; then end what runs"
     parent = os.getppid()
     try:
-        while os.getppid()==parent and not (self.retired and not self.jobs): self.step(1.)
+        while os.getppid()==parent and not (self.retired and not self.jobs and not self.grown): self.step(1.)
     except (EOFError,OSError): pass
     for o in (*self.jobs, *([self.spare[0]] if self.spare else [])): self.kill(o)
     os._exit(0)
 
 def _step(self, timeout:float):
     "Wait for something to do, and do it"
-    ready = select.select([self.control, self.bell, *self.jobs.values()], [], [], timeout)[0]
+    ready = listen([self.control, self.bell, *self.jobs.values()], timeout)
     if self.bell in ready:
         os.read(self.bell, 4096)
         self.reap()
