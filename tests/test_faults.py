@@ -82,9 +82,19 @@ def once_each(project):
 
 # --- SIGKILL
 
-def kill_and_resume(project, n, wait):
-    "Kill the runner of `n` after `wait` s, look at what it left, and run the same command again"
+def progress(project, known):
+    "How many stages are done of the run that comes after these"
+    time.sleep(.03)
+    with project.ledger as ledger:
+        new = [o['id'] for o in ledger.runs(limit=3) if o['id'] not in known]
+        return sum(s['status'] == 'completed' for o in new for s in ledger.stage_runs(o))
+
+
+def kill_and_resume(project, n, done, wait):
+    "Kill the runner of `n`, `wait` s after so many of its stages are done, look at what it left, and run the same command again"
+    with project.ledger as ledger: runs = {o['id'] for o in ledger.runs(limit=1000)}
     p = project.start('run', 'demo', '--json', '-p', f'n={n}')
+    project.until(lambda: p.poll() is not None or not done or progress(project, runs) >= done)
     time.sleep(wait)
     p.kill()
     killed = project.wait(p)
@@ -108,17 +118,18 @@ def kill_and_resume(project, n, wait):
 
 
 def kills(project, n, seed):
-    "`n` kills, at random moments spread over a run's duration"
+    "`n` kills, at random moments: from the start of a run on, and from the end of each stage but the last"
     put_pipeline(project)
     start = time.monotonic()
     project.ok()
     duration, chance, found, value = .9*(time.monotonic()-start), random.Random(seed), [], 1
     for i in chance.sample(range(n), n):
+        wait = (duration if i%4 == 0 else .2)*chance.random()
         while True:
             value += 1
-            killed, kept = kill_and_resume(project, value, duration*(i + chance.random())/n)
+            killed, kept = kill_and_resume(project, value, i%4, wait)
             if killed: break
-            duration *= .9 # it was done before: runs are quicker now
+            wait *= .7 # it was done before
         found.append(kept)
     once_each(project)
     # the next run removes temporary folders that nobody holds, once they are a minute old
