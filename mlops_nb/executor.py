@@ -40,14 +40,14 @@ def sweep_folders(
     for o in gone: shutil.rmtree(o, ignore_errors=True)
     return [o.name for o in gone]
 
-# %% ../nbs/api/08_executor.ipynb #fff58c05
+# %% ../nbs/api/08_executor.ipynb #bf3bbd11
 class Nest:
     "A nursery as its owner sees it"
-    def __init__(self, folder):
+    def __init__(self, folder, seed:int=None): # seed of the notebooks, if they are executed in forks
         self.log = Path(folder)/'nursery.log'
         self.sock,theirs = socket.socketpair()
         with theirs, open(self.log, 'ab') as log:
-            self.proc = subprocess.Popen(nursery_command(theirs.fileno(), folder), pass_fds=[theirs.fileno()], start_new_session=True,
+            self.proc = subprocess.Popen(nursery_command(theirs.fileno(), folder, seed), pass_fds=[theirs.fileno()], start_new_session=True,
                                          stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def fileno(self): return self.sock.fileno()
@@ -104,14 +104,19 @@ class Running:
         return dict(status='failed', error=error, seconds=round(time.monotonic()-self.start, 3), cpu_seconds=None, peak_mb=None,
                     engine=self.job.get('engine') or default_engine)
 
-# %% ../nbs/api/08_executor.ipynb #b054e05c
+# %% ../nbs/api/08_executor.ipynb #4df132bd
 class Crew:
     "The workers that run, and their nursery"
     def __init__(self, folder): self.folder,self.nest,self.workers,self.count = folder,None,{},0 # number → Running
 
+    def hatch(self, job:dict)->Nest:
+        "A nursery that suits `job`"
+        forks = (job.get('engine') or default_engine)=='snapshot' and not job.get('env')
+        return Nest(self.folder, (job.get('seed') or 0) if forks else None)
+
     def start(self, job:dict):
         "Start a worker for `job`"
-        self.nest = self.nest or Nest(self.folder)
+        self.nest = self.nest or self.hatch(job)
         conn = self.nest.start(self.count + 1)
         self.count += 1
         self.workers[self.count] = Running(job, conn)
@@ -157,7 +162,7 @@ class Crew:
         if ids: sweep(ids)
         self.nest,self.workers = None,{}
 
-# %% ../nbs/api/08_executor.ipynb #2242e896
+# %% ../nbs/api/08_executor.ipynb #f26e3139
 class LocalExecutor:
     "Runs jobs in processes of this machine"
     def __init__(self,
@@ -189,18 +194,16 @@ class LocalExecutor:
         self._fill()
         return job['id']
 
-    def warm(self):
-        "Start the nursery now, while there is something else to do"
-        if not self.crew:
-            sweep_folders(self.base)
-            folder,self.lock = held_folder(self.base)
-            self.crew = Crew(str(folder))
-        self.crew.nest = self.crew.nest or Nest(self.crew.folder)
+    def _settle(self):
+        "Make the folder for what is temporary"
+        sweep_folders(self.base)
+        folder,self.lock = held_folder(self.base)
+        self.crew = Crew(str(folder))
 
     def _fill(self):
         "Start jobs that wait, while there are places"
         while self.queue and len(self.running) < self.jobs:
-            self.warm()
+            if not self.crew: self._settle()
             try: self.crew.start(self.queue[0])
             except OSError: # the nursery is gone
                 if self.crew.workers: return # `wait` will hear of it

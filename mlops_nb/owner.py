@@ -71,14 +71,14 @@ class Handle:
         except subprocess.TimeoutExpired: self.proc.kill()
         return self.proc.wait()
 
-# %% ../nbs/api/04k_owner.ipynb #55b7ea51
+# %% ../nbs/api/04k_owner.ipynb #00dfe498
 class Owner:
     "The roots of this process"
     def __init__(self, most:int=3): # roots at a time; the one that was asked least lately goes first
         self.most,self.handles,self.leaving,self.lock,self.pid = most,{},[],threading.RLock(),os.getpid()
 
-    def connect(self, env:dict)->Wire:
-        "A connection to the root of that environment"
+    def root(self, env:dict)->Handle:
+        "The root of that environment; it is started if there is none"
         env = root_env(env)
         with self.lock:
             if self.pid!=os.getpid(): self.handles,self.leaving,self.pid = {},[],os.getpid() # a fork: the roots are its parent's
@@ -87,8 +87,14 @@ class Owner:
             if handle and not handle.alive(): handle = handle.close() and None
             self.handles[key] = handle = handle or Handle(env)
             if len(self.handles) > self.most: self.retire(next(iter(self.handles)))
+        return handle
+
+    def connect(self, env:dict)->Wire:
+        "A connection to the root of that environment"
+        with self.lock:
+            handle = self.root(env)
             try: return handle.connect()
-            except OSError: del self.handles[key]
+            except OSError: self.handles = {k: o for k,o in self.handles.items() if o is not handle} # it has ended just now
         return self.connect(env)
 
     def retire(self, key:str):

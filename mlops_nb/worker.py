@@ -6,12 +6,13 @@
 __all__ = ['request', 'farewell', 'unstarted', 'work', 'end_all', 'hidden', 'warm', 'fork_worker', 'Nursery', 'main',
            'nursery_command']
 
-# %% ../nbs/api/05a_worker.ipynb #326c268f
+# %% ../nbs/api/05a_worker.ipynb #e4ea469f
 import gc, importlib.metadata, os, select, shutil, signal, socket, struct, sys, time, traceback
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from .core import MlopsError
-from .engine import default_engine, execute, failure
+from .engine import default_engine, execute, failure, job_environment
 from .kernel import adopt_orphans, die_with_parent
 from .owner import Borrower, Owner, lend
 from .wire import Wire, wires
@@ -96,16 +97,16 @@ def fork_worker(
     except BaseException: traceback.print_exc() # to the nursery's log
     os._exit(1)
 
-# %% ../nbs/api/05a_worker.ipynb #a3ef4e1b
+# %% ../nbs/api/05a_worker.ipynb #4ca3133d
 class Nursery:
     "Forks workers as it is asked, until whoever asks is gone"
-    def __init__(self, fd:int):
-        self.sock,self.workers = socket.socket(fileno=fd),{} # pid → number
+    def __init__(self, fd:int, owner:Owner):
+        self.sock,self.workers,self.owner = socket.socket(fileno=fd),{},owner # pid → number
         self.bell,ring = os.pipe()
         for o in (self.bell,ring): os.set_blocking(o, False)
         signal.set_wakeup_fd(ring)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self.others,self.owner,self.buses = [self.sock, self.bell, ring],Owner(),[] # buses: wires from workers that borrow
+        self.others,self.buses = [self.sock, self.bell, ring],[] # buses: wires from workers that borrow
 
     def asked(self)->bool: # is there anybody?
         "Do what is asked"
@@ -114,7 +115,7 @@ class Nursery:
         letter,n = request.unpack(data)
         if letter==b'S':
             bus,theirs = wires()
-            roots = [o.control for o in self.owner.handles.values()]
+            roots = [o.control for o in (*self.owner.handles.values(), *self.owner.leaving)]
             self.workers[fork_worker(fds[0], [*self.others, *self.buses, *roots, bus], theirs)] = n
             self.buses.append(bus)
             theirs.close()
@@ -151,23 +152,27 @@ class Nursery:
         except OSError: pass # the other side is gone
         finally: end_all()
 
-# %% ../nbs/api/05a_worker.ipynb #306a796c
+# %% ../nbs/api/05a_worker.ipynb #00e564e7
 def main(
     fd:int, # socket of whoever asks
     folder:str='', # temporary files of the workers
+    seed:int=None, # of notebooks that will be executed in forks; None: there are none
 ):
     "Be a nursery"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     adopt_orphans()
+    owner = Owner()
+    if seed is not None: owner.root(os.environ | job_environment(dict(id='', seed=seed, tmp=folder), Path(folder))) # it gets ready meanwhile
     warm()
-    try: Nursery(fd).serve()
+    try: Nursery(fd, owner).serve()
     finally:
         if folder: shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../nbs/api/05a_worker.ipynb #03f77f2c
+# %% ../nbs/api/05a_worker.ipynb #07eede7d
 def nursery_command(
     fd:int, # socket of whoever asks
     folder:str='', # temporary files of the workers
+    seed:int=None, # of notebooks that will be executed in forks
 )->list:
     "The command of a nursery"
-    return [sys.executable, '-P', '-c', f'from mlops_nb.worker import main; main({fd}, {str(folder)!r})']
+    return [sys.executable, '-P', '-c', f'from mlops_nb.worker import main; main({fd}, {str(folder)!r}, {seed!r})']
