@@ -125,18 +125,18 @@ def _owners(
     found = (os.path.basename(at(o)[2]) for o in struct.unpack(f'{len(data)//8}Q', data[:len(data)//8*8]))
     return [o for o in found if o and not _plain.match(o)]
 
-# %% ../nbs/api/04d_fork.ipynb #26b3e911
+# %% ../nbs/api/04d_fork.ipynb #f7f24eee
 _survivors = {'jemalloc_bg_thd', 'polars-ooc-clea'}
 
-def _who(tid, segs):
+def _who(tid, segs): # segs: a function, because the table of a large process takes milliseconds to read
     "Who runs this native thread; '': somebody who is known to survive a fork"
     comm = _read(f'/proc/self/task/{tid}/comm').strip()
     if comm in _survivors: return ''
-    libs = _owners(tid, segs)
+    libs = _owners(tid, segs())
     if libs and len(libs)<=2 and {o.split('.')[0] for o in libs}=={'libarrow'}: return ''
     return re.split(r'[-.]', libs[-1])[0].lstrip('_') if libs else comm if comm!=_read('/proc/self/comm').strip() else 'an unknown library'
 
-# %% ../nbs/api/04d_fork.ipynb #ffa1e26d
+# %% ../nbs/api/04d_fork.ipynb #9413de34
 def unsafe_threads(
     patience:float=.05, # seconds to wait for threads to fall asleep
 )->list: # a text for each: who runs it
@@ -144,7 +144,7 @@ def unsafe_threads(
     import time
     end = time.monotonic() + patience
     while tids := threads():
-        mine,segs = {o.native_id: f'Python ({o.name})' for o in _python_threads()}, _segments()
+        mine,segs = {o.native_id: f'Python ({o.name})' for o in _python_threads()}, cache(_segments)
         res = [o for t in tids if (o := mine.get(t) or _who(t, segs))]
         if not res or mine or time.monotonic()>=end: return res
         time.sleep(.002)

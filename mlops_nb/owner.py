@@ -16,8 +16,8 @@ from .wire import Wire, wires
 passing = {'MLOPS_STAGE_RUN','MLOPS_SEED','MLOPS_SECRETS','MLOPS_WORKER','JUPYTER_RUNTIME_DIR','PAPERMILL_INPUT_PATH','PAPERMILL_OUTPUT_PATH','JPY_PARENT_PID',
            'JPY_SESSION_NAME','PYTEST_CURRENT_TEST','PWD','OLDPWD','SHLVL','_','TERM','CLICOLOR','FORCE_COLOR','CLICOLOR_FORCE','PAGER','GIT_PAGER'} # the last ones: each fork sets them
 
-# %% ../nbs/api/04k_owner.ipynb #77ccc0d2
-_modules = ('__init__','code','contract','core','fork','kernel','notebook','root','shared','shell','stall','wire','zygote')
+# %% ../nbs/api/04k_owner.ipynb #16e9e70f
+_modules = ('__init__','code','contract','core','fork','kernel','notebook','reads','root','shared','shell','stall','wire','zygote')
 def installed()->list:
     "When a package was last installed or removed, and the files of this package that a root loads last changed"
     files = [*{sysconfig.get_path(o) for o in ('purelib','platlib')}, *(Path(__file__).with_name(f'{o}.py') for o in _modules)]

@@ -250,16 +250,18 @@ def _source(cell)->str:
     is_run = cell.get('cell_type') == 'code' and 'skip-execution' not in cell.get('metadata', {}).get('tags', ())
     return (s if isinstance(s, str) else ''.join(s)) if is_run else ''
 
-# %% ../nbs/api/04f_shared.ipynb #13c0e0c4
+# %% ../nbs/api/04f_shared.ipynb #921fb85d
 def shared_cells(
     cells:list, # of a notebook with its injected cell: nbformat 4 JSON
     differ, # names whose values differ
+    peeking=(), # modules that may read any name of the notebook
 )->Prefix:
     "How many leading cells give the same in all executions"
     tags = [o.get('metadata', {}).get('tags', ()) for o in cells]
     at = next((i for i,o in enumerate(tags) if 'injected-parameters' in o), -1)
     seen,differ,trees = _Seen(), {normalize('NFKC', o) for o in differ}, [_tree(_source(o)) for o in cells]
     for tree,_ in trees: seen.add(ast.walk(tree) if tree else ())
+    seen.hot.update({o: f'{o}, which looks into the notebook' for o in peeking})
     if at < 0: seen.hot.update({o: o for o in differ})
     for i,cell in enumerate(cells):
         source,(tree,why) = _source(cell), trees[i]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['memory', 'no_op', 'overwrite', 'Sparing', 'why_kernel', 'why_fresh', 'why_live', 'Lower', 'Lowest', 'Unready', 'Fork',
-           'Answers', 'Client', 'coalesce', 'request_of', 'shared_part', 'code_key', 'Memory', 'SnapshotEngine',
-           'Ladder', 'note', 'start_again']
+           'Answers', 'Client', 'coalesce', 'request_of', 'shared_part', 'code_key', 'Memory', 'kernel_that_knows',
+           'SnapshotEngine', 'Ladder', 'note', 'start_again']
 
-# %% ../nbs/api/04l_snapshot.ipynb #569afb00
+# %% ../nbs/api/04l_snapshot.ipynb #7765265a
 import json, os, re, signal, sys, time
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from papermill.iorw import LocalHandler, papermill_io
 from papermill.log import logger
 
 from .core import atomic_write, digest_json
+from .kernel import secrets_pipe
 from .wire import Wire, listen, wires
 
 # %% ../nbs/api/04l_snapshot.ipynb #e01ab975
@@ -117,7 +118,7 @@ class Lower(Exception): "This rung won't do; the next one may"
 class Lowest(Lower): "Only a fresh kernel will do"
 class Unready(Lowest): "No fork will do now; it may the next time"
 
-# %% ../nbs/api/04l_snapshot.ipynb #6f0b44b1
+# %% ../nbs/api/04l_snapshot.ipynb #763276aa
 class Fork:
     "A fork that executes a notebook"
     code,used,tries = None,{},3 # how it ended; what it used; how often a fork is asked for
@@ -191,6 +192,7 @@ class Fork:
     def close(self):
         "Let go of it: what is left of it is killed"
         for o in (self.wire, self.conn): o.close()
+        if not self.request.get('crash'): self.log.close() # else somebody may want to read it
 
 # %% ../nbs/api/04l_snapshot.ipynb #72061c4d
 class Answers:
@@ -362,14 +364,14 @@ def coalesce(cell):
         if [o.get('name') for o in outs[i:i+2] if o.output_type=='stream']==['stderr','stdout']: outs[i],outs[i+1] = outs[i+1],outs[i]
     cell.outputs = outs
 
-# %% ../nbs/api/04l_snapshot.ipynb #7292e659
+# %% ../nbs/api/04l_snapshot.ipynb #97b3caac
 def request_of(nb, share:bool=False, differ=None)->dict:
     "The request for an execution of `nb` in this folder and environment"
-    from mlops_nb.imports import named_imports
-    sources = [o.source for o in nb.cells if o.cell_type=='code']
-    env = dict(os.environ)
-    res = dict(imports=named_imports(sources, (os.getcwd(), *filter(None, env.get('PYTHONPATH', '').split(os.pathsep)))), env=env, cwd=os.getcwd())
-    if share: res['share'] = shared_part(nb, differ)
+    from mlops_nb.imports import named_imports, peeking
+    sources,env = [o.source for o in nb.cells if o.cell_type=='code'],dict(os.environ)
+    folders = os.getcwd(),*filter(None, env.get('PYTHONPATH', '').split(os.pathsep))
+    res = dict(imports=named_imports(sources, folders), env=env, cwd=os.getcwd())
+    if share: res['share'] = shared_part(nb, differ) | dict(peeking=peeking(sources, folders))
     return res
 
 # %% ../nbs/api/04l_snapshot.ipynb #55016310
@@ -413,6 +415,19 @@ class Memory:
 # %% ../nbs/api/04l_snapshot.ipynb #de427b90
 memory = Memory()
 
+# %% ../nbs/api/04l_snapshot.ipynb #62988162
+def kernel_that_knows(
+    secrets:dict, # name → value
+)->type: # of kernel managers
+    "Kernels with these secrets"
+    from jupyter_client.manager import AsyncKernelManager
+    class Knowing(AsyncKernelManager):
+        "A kernel with secrets"
+        async def _async_launch_kernel(self, kernel_cmd, **kw):
+            with secrets_pipe(secrets) as fd:
+                await super()._async_launch_kernel(kernel_cmd, **kw | dict(env=kw['env'] | {'MLOPS_SECRETS': str(fd)}, pass_fds=(fd,)))
+    return Knowing
+
 # %% ../nbs/api/04l_snapshot.ipynb #92934424
 class SnapshotEngine(Engine):
     "Executes notebooks in forks of a warm process"
@@ -438,7 +453,7 @@ class SnapshotEngine(Engine):
         finally:
             if ladder.fork and ladder.fork.finish not in getattr(nb_man, 'after', ()): ladder.close()
 
-# %% ../nbs/api/04l_snapshot.ipynb #d2394499
+# %% ../nbs/api/04l_snapshot.ipynb #80d0627a
 class Ladder:
     "The rungs for one execution: a fork; if it won't do, a fresh kernel"
     fork,why = None,''
@@ -476,7 +491,8 @@ class Ladder:
             try: return self.in_fork(man, **self.kwargs)
             except Lower as e: self.step_down(man, e)
         note(man.nb, rung='fresh', why=self.why)
-        NBClientEngine.execute_managed_notebook(man, self.kernel_name, **self.kwargs, **self.fresh)
+        kernel = dict(kernel_manager_class=kernel_that_knows(self.secrets)) if self.secrets else {}
+        NBClientEngine.execute_managed_notebook(man, self.kernel_name, **self.kwargs, **kernel | self.fresh)
 
     def step_down(self, man, e:Lower):
         "Give the fork up, and begin again below"

@@ -133,10 +133,9 @@ def write(path, text):
     path.write_text(text)
 
 
-stale = pytest.mark.xfail(strict=True, reason='a snapshot is kept when a file that its cells have read has changed')
 
 
-@pytest.mark.parametrize('kw', [{}, pytest.param(dict(share=True, differ=['lr']), marks=stale)], ids=['warm', 'shared'])
+@pytest.mark.parametrize('kw', [{}, dict(share=True, differ=['lr'])], ids=['warm', 'shared'])
 @pytest.mark.parametrize('where', ['mine.py', 'mine/__init__.py', 'mine/part.py', 'lib/mine.py', '../mine/__init__.py'])
 def test_changed_project_code_is_used(folder, monkeypatch, where, kw):
     at, imports = folder/'nbs'/where, 'from mine import part as mine' if 'part' in where else 'import mine'
@@ -151,7 +150,6 @@ def test_changed_project_code_is_used(folder, monkeypatch, where, kw):
     assert found==['1 1', '22 22', '333 333']
 
 
-@stale
 def test_a_changed_file_of_data_is_read(folder):
     found = []
     for i in (1, 22, 333):
@@ -161,7 +159,7 @@ def test_a_changed_file_of_data_is_read(folder):
 
 
 @pytest.mark.parametrize('name,cell', [('tqdm', 'import tqdm as m'), ('yaml', 'import json, yaml as m'),
-    pytest.param('certifi', 'import requests\nimport certifi as m', marks=pytest.mark.xfail(strict=True, reason='what a zygote that is still growing has imported is not known'))], ids=['tqdm', 'yaml', 'certifi'])
+    ('certifi', 'import requests\nimport certifi as m')], ids=['tqdm', 'yaml', 'certifi'])
 def test_a_file_beside_the_notebook_hides_a_package_in_its_folder_only(folder, monkeypatch, name, cell):
     (folder/'here').mkdir(), (folder/'there').mkdir()
     (folder/'here'/f'{name}.py').write_text('def where(): return ""')
@@ -218,7 +216,6 @@ ends = dict(ends=f'run({leaves.format(600, 601)!r})', raises=f'run({leaves.forma
 signals = dict(interrupt=signal.SIGINT, term=signal.SIGTERM, kill=signal.SIGKILL)
 
 
-@pytest.mark.xfail(strict=True, reason='zygotes are killed before they have killed what their forks started')
 def test_a_program_that_ends_leaves_nothing(folder):
     started = {}
     for k,v in ends.items():
@@ -267,7 +264,6 @@ def test_snapshots_give_what_executions_alone_give(folder):
     assert outputs(shared[-1])==outputs(fresh)
 
 
-@pytest.mark.xfail(strict=True, reason='the history has the common half of the injected cell, or another end of line')
 def test_the_injected_cell_in_the_history():
     cells = [params, 'x = 1', 'print(lr, [In[2], _i2, _iii, _ii])']
     assert outputs(study(*cells, lr=5))==outputs(run(*cells, values=dict(lr=5)))
@@ -309,7 +305,6 @@ def test_shared_cells_end_before_what_a_fork_cannot_have(folder, kind):
         assert texts(nb)[-1]==f'{i} [1]\n' and about(nb).get('shared_cells')==1 and 'cell 2' in about(nb)['why'] and reason in about(nb)['why'], about(nb)
 
 
-@pytest.mark.xfail(strict=True, reason='a zygote that is grown for a request keeps the connection of its client')
 def test_shared_cells_end_in_the_first_execution_too(folder):
     write(folder/'mine.py', 'import colorsys\ndef f(): return open(__file__)')
     assert about(study('import mine\nx = [1]', 'held = mine.f()', params, 'print(lr, x)', start_timeout=3)).get('shared_cells')==1
@@ -329,10 +324,9 @@ uses = dict(direct=('print(lr)', 'lr'), function=('def f(): return lr\nprint(f()
     walrus=('print(f"{lr}")', 'lr'), nfkc=('print(ｌr)', 'lr'), history=('print(In[-2].split()[-1])', 'In'), get=('import builtins\nprint(getattr(builtins, "ev"+"al")("l"+"r"))', 'reaches into the namespace'),
     frame=('import sys\nprint(sys._getframe().f_globals["l"+"r"])', 'f_globals'), env=('import os\nprint(os.environ["HOME"])', 'environ'), clock=('import time\nprint(time.time())', 'time'),
     helper=('import mine\nprint(mine.peek())', 'mine'), prun=('time lr', ''), timeit=('%%time\nprint(lr)', '%'))
-blind = pytest.mark.xfail(strict=True, reason='what a module of the project reads of the namespace is not seen')
 
 
-@pytest.mark.parametrize('kind', [pytest.param(o, marks=blind) if o=='helper' else o for o in uses])
+@pytest.mark.parametrize('kind', uses)
 def test_shared_cells_end_before_a_use_of_what_differs(folder, kind):
     source, reason = uses[kind]
     write(folder/'other.py', 'print(lr)')
@@ -447,7 +441,6 @@ def test_a_secret_is_in_no_environment_and_with_no_other_execution(kw):
         with pytest.raises(pm.PapermillExecutionError, match='there is no secret token'): run('import numpy', fetch, params, look, **kw)
 
 
-@pytest.mark.xfail(strict=True, reason="papermill's own kernel isn't given the secrets")
 def test_a_fresh_kernel_has_the_secrets(monkeypatch, folder):
     write(folder/'start.py', '')
     monkeypatch.setenv('PYTHONSTARTUP', str(folder/'start.py'))
