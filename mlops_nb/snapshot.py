@@ -118,7 +118,7 @@ class Lower(Exception): "This rung won't do; the next one may"
 class Lowest(Lower): "Only a fresh kernel will do"
 class Unready(Lowest): "No fork will do now; it may the next time"
 
-# %% ../nbs/api/04l_snapshot.ipynb #763276aa
+# %% ../nbs/api/04l_snapshot.ipynb #a1262e67
 class Fork:
     "A fork that executes a notebook"
     code,used,tries = None,{},3 # how it ended; what it used; how often a fork is asked for
@@ -142,7 +142,7 @@ class Fork:
     def begin(self):
         "Wait until there is a fork"
         while not (answer := self.answer()):
-            self.close()
+            self.hang_up()
             self.tries -= 1
             if not self.tries: raise Unready('the process that is to be forked ends again and again')
             self.ask()
@@ -189,9 +189,13 @@ class Fork:
 
     def interrupt(self): os.kill(self.pid, signal.SIGINT)
 
-    def close(self):
+    def hang_up(self):
         "Let go of it: what is left of it is killed"
         for o in (self.wire, self.conn): o.close()
+
+    def close(self):
+        "Let go of it for good"
+        self.hang_up()
         if not self.request.get('crash'): self.log.close() # else somebody may want to read it
 
 # %% ../nbs/api/04l_snapshot.ipynb #72061c4d
