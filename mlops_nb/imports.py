@@ -112,16 +112,23 @@ def _looks_back(file:str, mtime:float)->bool:
     try: return bool(_back.search(_idiom.sub('', Path(file).read_text(errors='replace'))))
     except OSError: return False
 
-# %% ../nbs/api/02e_imports.ipynb #1b5a8286
+# %% ../nbs/api/02e_imports.ipynb #b2cc5765
+@lru_cache(1024)
+def _named_anywhere(source:str)->tuple: # of (module, names)
+    "What a cell imports, now or later"
+    tree,_ = cell_tree(source)
+    return tuple(n for s in ast.walk(tree) for n in named(s)) if tree else ()
+
+# %% ../nbs/api/02e_imports.ipynb #52c7b513
 def peeking(
     sources, # of the code cells
     folders:tuple=(), # where the project's own modules are looked for
 )->list: # of names of top-level modules
     "The project's modules, imported somewhere in these cells, that look back or import one that does"
-    trees,folders,res = [cell_tree(o)[0] for o in sources],tuple(map(str, folders)),set()
-    for o in {n for t in trees if t for s in ast.walk(t) for n in named(s)}:
+    folders,here,res = tuple(map(str, folders)),Path(sys.modules['mlops_nb'].__file__).parent,set() # this package speaks of notebooks, but reads no name of them
+    for o in {n for o in sources for n in _named_anywhere(o)}:
         seen = {}
         _follow([o], folders, seen)
         files = (f for f in (k if isinstance(k, str) else find_module(k[0], folders) for k in seen) if f and os.path.isfile(f))
-        if any(_looks_back(f, os.path.getmtime(f)) for f in files): res.add(o[0].partition('.')[0])
+        if any(_looks_back(f, os.path.getmtime(f)) for f in files if Path(f).parent!=here): res.add(o[0].partition('.')[0])
     return sorted(res)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['passing', 'owner', 'installed', 'root_env', 'root_command', 'Handle', 'Owner', 'Borrower', 'lend']
 
-# %% ../nbs/api/04k_owner.ipynb #f544ec78
+# %% ../nbs/api/04k_owner.ipynb #fab606e1
 import atexit, os, socket, subprocess, sys, sysconfig, tempfile, threading
+from functools import cache
 from pathlib import Path
 
 from .core import digest_json
@@ -16,12 +17,14 @@ from .wire import Wire, wires
 passing = {'MLOPS_STAGE_RUN','MLOPS_SEED','MLOPS_SECRETS','MLOPS_WORKER','JUPYTER_RUNTIME_DIR','PAPERMILL_INPUT_PATH','PAPERMILL_OUTPUT_PATH','JPY_PARENT_PID',
            'JPY_SESSION_NAME','PYTEST_CURRENT_TEST','PWD','OLDPWD','SHLVL','_','TERM','CLICOLOR','FORCE_COLOR','CLICOLOR_FORCE','PAGER','GIT_PAGER'} # the last ones: each fork sets them
 
-# %% ../nbs/api/04k_owner.ipynb #16e9e70f
+# %% ../nbs/api/04k_owner.ipynb #02433b29
 _modules = ('__init__','code','contract','core','fork','kernel','notebook','reads','root','shared','shell','stall','wire','zygote')
+@cache
+def _files()->list: return sorted({*(sysconfig.get_path(o) for o in ('purelib','platlib')), *(str(Path(__file__).with_name(f'{o}.py')) for o in _modules)})
+
 def installed()->list:
     "When a package was last installed or removed, and the files of this package that a root loads last changed"
-    files = [*{sysconfig.get_path(o) for o in ('purelib','platlib')}, *(Path(__file__).with_name(f'{o}.py') for o in _modules)]
-    return [(str(o), os.stat(o).st_mtime_ns if os.path.exists(o) else 0) for o in files]
+    return [(o, os.stat(o).st_mtime_ns if os.path.exists(o) else 0) for o in _files()]
 
 # %% ../nbs/api/04k_owner.ipynb #1ba0bd8e
 def root_env(

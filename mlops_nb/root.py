@@ -18,13 +18,21 @@ from .stall import Stall
 from .wire import Wire, listen, wires
 from .zygote import Zygote, beside
 
-# %% ../nbs/api/04j_root.ipynb #a40be3ec
+# %% ../nbs/api/04j_root.ipynb #d5402dbe
 class Study:
     "Executions of one notebook that differ in parameters only"
     def __init__(self, share:dict):
         self.cells,self.at = share['cells'],share['injected'] # index of the injected cell, if there is one
         self.first,self.seen,self.limit = None,set(share.get('differ') or ()),(len(self.cells), '')
+        self.known = {} # the values of parameters don't matter, only their names
         self.hinted,self.peeking = bool(share.get('differ')),share.get('peeking') or ()
+
+    def shared(self, source:str, said:frozenset, differ:frozenset)->tuple: # number of cells; why no more
+        "The cells that can be shared when this is injected"
+        if (said,differ) not in self.known:
+            cells = [{**o, 'source': source} if i==self.at else o for i,o in enumerate(self.cells)]
+            self.known[said,differ] = shared_cells(cells, differ, self.peeking)
+        return self.known[said,differ]
 
     def look(self, source:str)->tuple: # names that differ, as far as it is known; number of shared cells; why no more
         "Take in the parameters of one more execution"
@@ -34,8 +42,7 @@ class Study:
             self.first = said
             names = self.seen & set(said) if self.hinted else set(said)
         else: names = self.seen = (self.seen | differing([self.first, said])) & set(said)
-        cells = [{**o, 'source': source} if i==self.at else o for i,o in enumerate(self.cells)]
-        n,why = shared_cells(cells, names, self.peeking)
+        n,why = self.shared(source, frozenset(said), frozenset(names))
         return names, *((n, why) if n <= self.limit[0] else self.limit)
 
 # %% ../nbs/api/04j_root.ipynb #61d0c15a
@@ -47,7 +54,7 @@ class Node:
 
     def fileno(self): return self.wire.fileno()
 
-# %% ../nbs/api/04j_root.ipynb #5f53dd11
+# %% ../nbs/api/04j_root.ipynb #8bc08ea8
 class Root:
     "The process that knows all zygotes"
     most = 4 # snapshots at a time
@@ -70,9 +77,7 @@ class Root:
         "Wait for something to do, and do it"
         z = self.zygote
         ready = listen([z.bell, self.control, *z.jobs.values(), *self.nodes, *self.clients], timeout)
-        if z.bell in ready:
-            os.read(z.bell, 4096)
-            z.reap()
+        if z.bell in ready: z.ringed()
         for pid in [k for k,o in z.jobs.items() if o in ready]: z.kill(pid)
         for o in [o for o in self.nodes if o in ready]: self.hear(o)
         for o in [o for o in self.clients if o in ready]: self.asked(o)

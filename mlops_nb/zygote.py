@@ -34,7 +34,7 @@ def stamp()->str:
     "The time, as papermill writes it"
     return datetime.now(timezone.utc).isoformat()
 
-# %% ../nbs/api/04i_zygote.ipynb #e4112aae
+# %% ../nbs/api/04i_zygote.ipynb #5bc71ad0
 class Execution:
     "A fork that executes one notebook"
     def __init__(self, zygote):
@@ -78,7 +78,7 @@ class Execution:
             elif kind=='assign': self.assign(**value)
             elif kind=='execute': self.wire.send('reply', await self.shell.execute(**value))
             elif kind=='comm': self.comm(value)
-            else: return
+            else: return os.write(self.zygote.ring, b'\0')
 
     def assign(self, source:str, whole:str, count:int):
         "Assign the parameters that are this execution's own, below the shared cells"
@@ -102,6 +102,7 @@ class Execution:
         try:
             threading._shutdown()
             atexit._run_exitfuncs()
+            self.kernel.shell.history_manager.end_session = lambda: None # it is in memory
             self.kernel.shell.atexit_operations()
             gc.collect()
             self.shell.output.flush()
@@ -118,7 +119,7 @@ class Execution:
             with open('/proc/self/smaps_rollup') as f: res['pss_mb'] = next(int(o.split()[1])/1024 for o in f if o.startswith('Pss:'))
         return res
 
-# %% ../nbs/api/04i_zygote.ipynb #4aa2e7f8
+# %% ../nbs/api/04i_zygote.ipynb #ed74c729
 class Zygote:
     "A process that is forked on request"
     rung,spare,count,tops = 'warm',None,0,set() # spare: pid and wire of a fork that waits; count: executions so far; tops: installed modules that are imported
@@ -151,7 +152,7 @@ class Zygote:
         adopt_orphans()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for o in (self.bell,self.ring): os.close(o)
+        os.close(self.bell)
         for o in private: os.close(o) if isinstance(o, int) else o.close()
         forget_exit_handlers()
         return 0
@@ -163,13 +164,13 @@ def beside(folder:str)->set:
     except OSError: return set()
     return {o.name.partition('.')[0] for o in found if o.name.endswith(('.py','.so')) or (o.is_dir() and os.path.exists(os.path.join(o.path, '__init__.py')))}
 
-# %% ../nbs/api/04i_zygote.ipynb #0d8de9d6
+# %% ../nbs/api/04i_zygote.ipynb #ba496af5
 def _await_job(self, wire:Wire):
     "In a fork: be ready, wait for the job, do it"
     log = 2
     try:
         ready = Execution(self)
-        ready.warm_up()
+        if not listen([wire], 0): ready.warm_up()
         _,request,_ = wire.recv()
         conn,fd,log = wire.take()
         os.close(conn)
@@ -188,7 +189,7 @@ def _prepare(self, also=())->tuple: # pid, wire
     return pid,ours
 Zygote.await_job,Zygote.prepare = _await_job,_prepare
 
-# %% ../nbs/api/04i_zygote.ipynb #3e6a65b9
+# %% ../nbs/api/04i_zygote.ipynb #da73a5ee
 def _execute(self, request:dict, fds:list):
     "Have a fork execute a notebook"
     if beside(request['cwd']) & self.tops: return [os.close(o) for o in fds] # who asks again is sent to a process where that file is found
@@ -203,7 +204,6 @@ def _execute(self, request:dict, fds:list):
     for o in fds[1:]: os.close(o)
     wire.close()
     self.count += 1
-    if self.count > 1 or self.shared: self.spare = self.prepare()
 
 def _refuse(self, fds:list, why:str):
     "Say that no fork can be made"
@@ -211,7 +211,7 @@ def _refuse(self, fds:list, why:str):
     for o in fds[1:]: os.close(o)
 Zygote.execute,Zygote.refuse = _execute,_refuse
 
-# %% ../nbs/api/04i_zygote.ipynb #b1382d6d
+# %% ../nbs/api/04i_zygote.ipynb #6b41e45e
 def _tell(self, wire:Wire, kind:str, value=None, fds=()):
     "Say something to somebody who may be gone"
     try: wire.send(kind, value, fds=fds)
@@ -238,15 +238,21 @@ def _reap(self):
             self.tell(asker, 'ended', code)
             asker.close()
 
+def _ringed(self):
+    "Somebody has ended, or is about to"
+    last = b'\0' in os.read(self.bell, 4096)
+    self.reap()
+    if last and not self.spare and not self.retired and (self.count > 1 or self.shared): self.spare = self.prepare()
+
 def _orphans(self):
     "Kill what an execution left behind outside of its group"
     try:
         with open(f'/proc/self/task/{os.getpid()}/children') as f: left = set(map(int, f.read().split())) - self.jobs.keys() - self.grown - {self.spare and self.spare[0]}
     except OSError: return
     for o in left: self.kill(o)
-Zygote.tell,Zygote.kill,Zygote.reap,Zygote.orphans = _tell,_kill,_reap,_orphans
+Zygote.tell,Zygote.kill,Zygote.reap,Zygote.ringed,Zygote.orphans = _tell,_kill,_reap,_ringed,_orphans
 
-# %% ../nbs/api/04i_zygote.ipynb #d024dc0f
+# %% ../nbs/api/04i_zygote.ipynb #6dac1470
 def _end_all(self, patience:float=5):
     "Kill all that is below this process: what loses its parent becomes a child of this one, and is killed in turn"
     end = time.monotonic()+patience
@@ -268,9 +274,7 @@ def _serve(self):
 def _step(self, timeout:float):
     "Wait for something to do, and do it"
     ready = listen([self.control, self.bell, *self.jobs.values()], timeout)
-    if self.bell in ready:
-        os.read(self.bell, 4096)
-        self.reap()
+    if self.bell in ready: self.ringed()
     for pid in [k for k,o in self.jobs.items() if o in ready]: self.kill(pid) # they never say anything: the connection is closed
     if self.control in ready: self.ask(*self.control.recv()[:2], self.control.take())
 
@@ -297,7 +301,7 @@ def import_one(shell, module:str, names:list, noise:list)->str: # why it must no
     if said := ''.join(noise[own:]).strip(): return f"said {said.splitlines()[0][:80]!r} when it was imported"
     return why_own(known) or why_not(before)
 
-# %% ../nbs/api/04i_zygote.ipynb #98ed6a0e
+# %% ../nbs/api/04i_zygote.ipynb #53dba788
 def _grow(self, what:dict, control:int, also=()):
     "Fork a zygote from here, which does `what` and then is asked by `control`"
     if pid := self.fork(also):
@@ -305,6 +309,7 @@ def _grow(self, what:dict, control:int, also=()):
         return os.close(control)
     try:
         self.__dict__.pop('private', None)
+        os.close(self.ring)
         self.control,self.jobs,self.grown,self.spare,self.count = Wire(socket.socket(fileno=control)),{},set(),None,0
         self.control.send('hello', os.getpid())
         if why := self.import_all(what['imports']) if 'imports' in what else self.play(what): self.control.send('bad', why)
