@@ -133,8 +133,6 @@ def write(path, text):
     path.write_text(text)
 
 
-
-
 @pytest.mark.parametrize('kw', [{}, dict(share=True, differ=['lr'])], ids=['warm', 'shared'])
 @pytest.mark.parametrize('where', ['mine.py', 'mine/__init__.py', 'mine/part.py', 'lib/mine.py', '../mine/__init__.py'])
 def test_changed_project_code_is_used(folder, monkeypatch, where, kw):
