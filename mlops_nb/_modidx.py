@@ -650,6 +650,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mlops_nb.reads.Reads.__init__': ('api/reads.html#reads.__init__', 'mlops_nb/reads.py'),
                                 'mlops_nb.reads.Reads.end': ('api/reads.html#reads.end', 'mlops_nb/reads.py'),
                                 'mlops_nb.reads._hear': ('api/reads.html#_hear', 'mlops_nb/reads.py'),
+                                'mlops_nb.reads._source': ('api/reads.html#_source', 'mlops_nb/reads.py'),
                                 'mlops_nb.reads._stat': ('api/reads.html#_stat', 'mlops_nb/reads.py'),
                                 'mlops_nb.reads.looks': ('api/reads.html#looks', 'mlops_nb/reads.py'),
                                 'mlops_nb.reads.named_files': ('api/reads.html#named_files', 'mlops_nb/reads.py'),

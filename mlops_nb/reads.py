@@ -6,7 +6,7 @@
 __all__ = ['looks', 'names', 'unchanged', 'named_files', 'Reads']
 
 # %% ../nbs/api/04g_reads.ipynb #4fcf296f
-import ast, os, sys
+import ast, importlib.util, os, sys
 from pathlib import Path
 
 from .code import is_own
@@ -42,6 +42,12 @@ def unchanged(
     def now(path, then): return names(path) if then and then[0]=='names' else looks(path) if then and len(then) > 3 else _stat(path)
     return all(now(k, v)==v for k,v in read.items())
 
+# %% ../nbs/api/04g_reads.ipynb #40b88fea
+def _source(path:str)->str:
+    "The source of a compiled module; another path as it is"
+    try: return importlib.util.source_from_cache(path) if path.endswith('.pyc') else path
+    except ValueError: return path
+
 # %% ../nbs/api/04g_reads.ipynb #4802853b
 _listening = None # path → how it looked when it was opened
 def _hear(event:str, args:tuple):
@@ -51,7 +57,7 @@ def _hear(event:str, args:tuple):
     if event=='open' and (how[1] & (os.O_WRONLY|os.O_RDWR) if how[0] is None else set(how[0]) & set('wax+')): return
     if isinstance(path, bytes) or path is None: path = os.fsdecode(path or b'.')
     if not isinstance(path, (str,os.PathLike)) or event!='open' and sys._getframe(1).f_globals.get('__name__')=='importlib._bootstrap_external': return
-    path = os.path.abspath(path)
+    path = _source(os.path.abspath(path))
     if f'{path}/'.startswith(_installed) or path in _listening: return
     _listening[path] = None # `names` lists the folder too
     _listening[path] = _stat(path) if event=='open' else names(path)
