@@ -1104,6 +1104,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlops_nb.wire.Wire.__init__': ('api/wire.html#wire.__init__', 'mlops_nb/wire.py'),
                                'mlops_nb.wire.Wire._read': ('api/wire.html#wire._read', 'mlops_nb/wire.py'),
                                'mlops_nb.wire.Wire.close': ('api/wire.html#wire.close', 'mlops_nb/wire.py'),
+                               'mlops_nb.wire.Wire.push': ('api/wire.html#wire.push', 'mlops_nb/wire.py'),
                                'mlops_nb.wire.Wire.recv': ('api/wire.html#wire.recv', 'mlops_nb/wire.py'),
                                'mlops_nb.wire.Wire.send': ('api/wire.html#wire.send', 'mlops_nb/wire.py'),
                                'mlops_nb.wire.Wire.take': ('api/wire.html#wire.take', 'mlops_nb/wire.py'),

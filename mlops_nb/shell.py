@@ -61,8 +61,10 @@ class Output:
         if os.getpid()!=self.pid: return
         with self.lock:
             if self.size <= self.limit: self.drain()
-            chunks,self.chunks,self.size = self.chunks,[],0
-            for (name,at),texts in chunks: self.send(name, ''.join(texts), at)
+            self.size = 0
+            while self.chunks:
+                (name,at),texts = self.chunks.pop(0)
+                self.send(name, ''.join(texts), at)
 
     def _watch(self, bell:int):
         "Empty the pipes while nobody prints"

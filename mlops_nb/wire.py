@@ -15,18 +15,18 @@ _count,_size = struct.Struct('!I'),struct.Struct('!Q')
 def pack(
     kind:str,
     value=None, # whatever JSON can say
-    parts=(), # bytes
+    parts=(), # bytes, or what has bytes, as an array
 )->bytes:
     "A message as it travels"
     first = json.dumps([kind, value], ensure_ascii=False).encode('utf-8', 'surrogatepass')
-    sizes = b''.join(_size.pack(len(o)) for o in (first, *parts))
-    return b''.join((_count.pack(1+len(parts)), sizes, first, *parts))
+    parts = [memoryview(o) for o in (first, *parts)]
+    return b''.join((_count.pack(len(parts)), *(_size.pack(o.nbytes) for o in parts), *parts))
 
 # %% ../nbs/api/04c_wire.ipynb #ef9608dd
 class Wire:
     "One end of a connection: sends and receives messages, whole and in order"
     def __init__(self, sock):
-        self.sock,self.lock,self.fds = sock,threading.Lock(),[] # fds: open files that came and were not taken yet
+        self.sock,self.lock,self.todo,self.fds = sock,threading.RLock(),[],[] # todo: what is being sent; fds: open files that came and were not taken yet
         self.fileno = sock.fileno
 
     def send(self,
@@ -39,7 +39,24 @@ class Wire:
         data = memoryview(pack(kind, value, parts))
         with self.lock:
             if fds: data = data[socket.send_fds(self.sock, [data[:1<<16]], list(fds)):]
-            self.sock.sendall(data)
+            self.todo.append(data)
+            if len(self.todo)==1: self.push() # else this is a handler's, and will be sent below it
+
+    def push(self):
+        "Send all there is; what the handler of a signal raises meanwhile is raised in the end"
+        raised = None
+        while self.todo:
+            try:
+                while self.todo:
+                    n, = map(self.sock.send, self.todo[:1])
+                    self.todo[0] = self.todo[0][n:]
+                    if not self.todo[0]: del self.todo[0]
+            except BaseException as e:
+                if getattr(e, 'errno', None):
+                    self.todo.clear()
+                    raise
+                raised = e
+        if raised: raise raised
 
     def _read(self, n:int)->bytearray:
         "Exactly `n` bytes"

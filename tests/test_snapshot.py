@@ -222,7 +222,8 @@ def test_a_program_that_ends_leaves_nothing(folder):
     for k,number in signals.items():
         p,value = started[k]
         until(lambda: (folder/k/'ready').exists() or p.poll() is not None)
-        assert len([o for o in living(value) if o.name()=='sleep'])==3 and len(living(value)) > 5, k
+        until(lambda: len([o for o in living(value) if o.name()=='sleep'])==3 or p.poll() is not None)
+        assert len(living(value)) > 5, k
         os.killpg(p.pid, number)
         start = time.monotonic()
         p.wait(20)
@@ -408,6 +409,33 @@ def test_100_mb_arrive(source):
     nb = run(source)
     wanted = ''.join(f'{i} {"y"*30}\n' for i in range(200_000)) if '"y"' in source else ('x'*999_999+'\n')*100
     assert texts(nb)[-1]==wanted and Path('nb.out.ipynb').stat().st_size > len(wanted)
+
+
+# --- signals in the middle of an output
+
+alarm = '''import signal
+class Time(Exception): pass
+def ring(*_):
+  display("rings")
+  raise Time
+signal.signal(signal.SIGALRM, ring)
+signal.setitimer(signal.ITIMER_REAL, .3)
+try:
+  while True: print("x"*50_000)
+except Time: print("caught")'''
+
+
+@pytest.mark.parametrize('source', ['while True: print("x"*50_000)', 'while True: display("x"*50_000)'])
+def test_an_interrupt_breaks_no_message(source):
+    for _ in range(3):
+        with pytest.raises(pm.PapermillExecutionError) as e: run(source, timeout=1, interrupt_on_timeout=True)
+        assert e.value.ename=='KeyboardInterrupt'
+
+
+def test_a_handler_that_shows_something_and_raises():
+    for _ in range(5):
+        first, second = run(alarm, 'print("goes on")').cells
+        assert any("'rings'" in o.get('data', {}).get('text/plain', '') for o in first.outputs) and first.outputs[-1].text.endswith('caught\n') and second.outputs[0].text=='goes on\n'
 
 
 # --- open files
