@@ -187,9 +187,9 @@ def high_water(pid:int)->float:
 
 # %% ../nbs/api/05_engine.ipynb #93ddc257
 def cpu_of(pid:int)->float: 
-    "Processor seconds of a living process; 0 if nobody knows"
+    "Processor seconds of a living process and of those of its children that have ended; 0 if nobody knows"
     try:
-        with open(f'/proc/{pid}/stat') as f: used = f.read().rpartition(')')[2].split()[11:13]
+        with open(f'/proc/{pid}/stat') as f: used = f.read().rpartition(')')[2].split()[11:15]
     except OSError: return 0.
     return sum(map(int, used))/os.sysconf('SC_CLK_TCK')
 

@@ -224,5 +224,5 @@ def manage(
     kernel = dict(kernel_manager_class=kernel_class(play))
     own = kernel if issubclass(inner, NBClientEngine) else {}
     if issubclass(inner, SnapshotEngine):
-        own = dict(secrets=play.secrets, crash=True, started=play.forked, fresh=kernel, memory=Memory(play.memory), owner=play.owner, share=play.differ is not None, differ=play.differ)
+        own = dict(secrets=play.secrets, full=True, started=play.forked, fresh=kernel, memory=Memory(play.memory), owner=play.owner, share=play.differ is not None, differ=play.differ)
     return dict(engine_name=managed_name, progress_bar=False, execution_timeout=timeout, start_timeout=start_timeout, **own)

@@ -30,8 +30,10 @@ def installed()->list:
 def root_env(
     env:dict, # of an execution
 )->dict:
-    "The environment of the root that suits an execution"
-    return {k: v for k,v in env.items() if k not in passing}
+    "The environment of the root that suits an execution; folders of modules are told from where it is asked"
+    res = {k: v for k,v in env.items() if k not in passing}
+    if path := env.get('PYTHONPATH'): res['PYTHONPATH'] = os.pathsep.join(map(os.path.abspath, path.split(os.pathsep)))
+    return res
 
 # %% ../nbs/api/04k_owner.ipynb #8b774ee4
 def root_command(
@@ -45,7 +47,7 @@ class Handle:
     "A root as its owner sees it"
     def __init__(self, env:dict):
         self.control,theirs = wires()
-        self.log,self.info = tempfile.TemporaryFile(), None
+        self.log = tempfile.TemporaryFile()
         with theirs.sock, open(os.devnull) as nothing:
             self.proc = subprocess.Popen(root_command(theirs.fileno()), env=env, cwd='/', stdin=nothing, stdout=self.log, stderr=self.log, pass_fds=[theirs.fileno()])
 

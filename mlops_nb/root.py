@@ -10,7 +10,7 @@ import gc, os, signal, socket, sys, time, traceback
 
 from .core import digest_json
 from .fork import watch
-from .kernel import adopt_orphans, look_beside_notebook
+from .kernel import adopt_orphans
 from .reads import unchanged
 from .shared import assignments, differing, shared_cells, split
 from .shell import Stream, make_kernel, rehearse
@@ -41,27 +41,33 @@ class Study:
         if self.first is None:
             self.first = said
             names = self.seen & set(said) if self.hinted else set(said)
-        else: names = self.seen = (self.seen | differing([self.first, said])) & set(said)
-        n,why = self.shared(source, frozenset(said), frozenset(names))
+        else:
+            self.seen |= differing([self.first, said])
+            names = self.seen & set(said)
+        return names, *self.shared(source, frozenset(said), frozenset(names))
+
+    def within(self, names:set, n:int, why:str)->tuple:
+        "The same, within the limit that was found when the cells ran"
         return names, *((n, why) if n <= self.limit[0] else self.limit)
 
 # %% ../nbs/api/04j_root.ipynb #61d0c15a
 class Node:
     "A zygote that the root has grown"
-    pid,ready,stall,looked = None,False,None,0.
-    def __init__(self, wire:Wire, imports=(), parent=None, **about):
-        self.wire,self.imports,self.parent,self.tops,self.about = wire,frozenset(imports),parent,set(),about
+    pid,ready,failed,stall,looked,cell,began = None,False,False,None,0.,0,None # failed: it takes no more requests; cell: the one that it executes, since when
+    def __init__(self, wire:Wire, imports=(), parent=None, study=None, **about):
+        self.wire,self.imports,self.parent,self.study,self.about = wire,frozenset(imports),parent,study,about
+        self.tops,self.read,self.waiting,self.used = set(),{},[],time.monotonic() # waiting: requests, each with its files
 
     def fileno(self): return self.wire.fileno()
 
 # %% ../nbs/api/04j_root.ipynb #8bc08ea8
 class Root:
     "The process that knows all zygotes"
-    most = 4 # snapshots at a time
+    most,most_warm,most_studies = 4,12,100 # snapshots, and zygotes with packages, that wait at a time; studies that are remembered
     def __init__(self, control:Wire, kernel):
         self.zygote = Zygote(control, kernel)
         self.control,self.nodes,self.clients,self.handed,self.bad,self.studies = control,[],[],[],{},{} # handed: files of the request that is being looked at
-        self.zygote.private = lambda inner=self.zygote.private: [*inner(), *(o.wire for o in self.nodes), *self.clients, *self.handed]
+        self.zygote.private = lambda inner=self.zygote.private: [*inner(), *(o.wire for o in self.nodes), *self.clients, *self.handed, *(fd for o in self.nodes for _,fds in o.waiting for fd in fds)]
 
     def serve(self):
         "Serve until the owner is gone"
@@ -76,82 +82,117 @@ class Root:
     def step(self, timeout:float=1.):
         "Wait for something to do, and do it"
         z = self.zygote
-        ready = listen([z.bell, self.control, *z.jobs.values(), *self.nodes, *self.clients], timeout)
+        waiting = {fds[0]: o for o in self.nodes for _,fds in o.waiting}
+        ready = listen([z.bell, self.control, *z.jobs.values(), *self.nodes, *self.clients, *waiting], timeout)
         if z.bell in ready: z.ringed()
         for pid in [k for k,o in z.jobs.items() if o in ready]: z.kill(pid)
+        for fd in [o for o in waiting if o in ready]: self.gone(waiting[fd], fd)
         for o in [o for o in self.nodes if o in ready]: self.hear(o)
         for o in [o for o in self.clients if o in ready]: self.asked(o)
         if self.control in ready:
-            if self.control.recv()[0]=='retire': self.leave()
+            if self.control.recv()[0]=='retire': z.retired = True
             self.clients += [Wire(socket.socket(fileno=o)) for o in self.control.take()]
         for o in self.nodes: self.watch(o)
+        for o in self.nodes if z.retired else (): o.waiting or o.failed or self.retire(o)
 
 # %% ../nbs/api/04j_root.ipynb #1758adbf
 def _hear(self, node:Node):
     "What a zygote says while it grows; its end"
     try: kind,value,_ = node.wire.recv()
-    except EOFError:
-        if not node.ready and not node.about.get('failed'): self.failed(node, dict(why='ended the process', module=next((o for o,_ in node.about.get('new', ())), None)))
-        node.wire.close()
-        return self.nodes.remove(node)
+    except EOFError: return self.lost(node)
     if kind=='hello': node.pid,node.stall = value,Stall(value)
-    elif kind=='threads': node.stall.known = set(value)
-    elif kind=='ready': node.ready,node.tops,node.about['read'] = True,set(value['tops']),value['read']
-    elif kind=='bad': self.failed(node, value)
+    elif kind=='cell': node.stall.known,node.cell,node.began = set(value['threads']),value['cell'],time.monotonic()
+    elif kind=='ready':
+        node.ready,node.tops,node.read = True,set(value['tops']),value['read']
+        self.again(node)
+    elif kind=='bad': self.fail(node, **value)
 
-def _failed(self, node:Node, what:dict):
+def _lost(self, node:Node):
+    "A zygote has ended"
+    innocent = not node.ready and not node.failed and not node.pid # it has not begun: its parent has ended, or could not be forked
+    if not node.ready and not node.failed and node.pid: self.fail(node, 'ended the process')
+    node.wire.close()
+    self.nodes.remove(node)
+    for request,_ in node.waiting if innocent else (): request['lost'] = request.get('lost', 0)+1
+    self.again(node)
+
+def _fail(self, node:Node, why:str, module:str=None, cell:int=None):
     "Remember why a zygote could not be grown"
-    node.about['failed'] = True
-    if study := node.about.get('study'): study.limit = (what.get('cell', 0), what['why'])
-    elif what.get('module'): self.bad[what['module']] = what['why']
+    node.failed,module = True,module or next((o for o,_ in node.about.get('new', ())), None)
+    if node.study: node.study.limit = (node.cell if cell is None else cell, why)
+    elif module: self.bad[module] = why
 
-def _watch(self, node:Node):
-    "End a zygote that is stuck while it grows"
-    if node.ready or not node.stall or time.monotonic()-node.looked < 1: return
-    node.looked = time.monotonic()
-    if why := node.stall.look():
-        self.failed(node, dict(why=f'it got stuck: {why}', cell=0, module=next((o for o,_ in node.about.get('new', ())), None)))
-        self.zygote.kill(node.pid)
+def _again(self, node:Node):
+    "Find a way for those who waited for a zygote"
+    waiting,node.waiting = node.waiting,[]
+    for request,fds in waiting: self.place(request, fds)
 
+def _gone(self, node:Node, fd:int):
+    "Somebody who waited has hung up"
+    for request,fds in [o for o in node.waiting if o[1][0]==fd]:
+        node.waiting.remove((request, fds))
+        for o in fds: os.close(o)
+    if node.study and not node.waiting and node.pid: self.stop(node)
+
+def _stop(self, node:Node):
+    "End a zygote that grows"
+    node.failed = True
+    self.zygote.kill(node.pid)
+Root.hear,Root.lost,Root.fail,Root.again,Root.gone,Root.stop = _hear,_lost,_fail,_again,_gone,_stop
+
+# %% ../nbs/api/04j_root.ipynb #24eced7d
 def _asked(self, client:Wire):
-    "A client's request: it is handed on, with the connection"
+    "A client's request"
     self.clients.remove(client)
     try: kind,request,_ = client.recv()
     except EOFError: return client.close()
-    fds = self.handed = [client.sock.detach(), *client.take()]
-    try: node = self.route(request)
-    except OSError: gone = True # that zygote has just ended: the client hears it, and asks again
-    else: gone = False
-    self.handed = []
-    if not gone and not node: return self.zygote.execute(request, fds)
-    if not gone: self.zygote.tell(node.wire, 'execute', request, fds)
-    for o in fds: os.close(o)
-Root.hear,Root.failed,Root.watch,Root.asked = _hear,_failed,_watch,_asked
+    self.place(request, [client.sock.detach(), *client.take()])
 
-# %% ../nbs/api/04j_root.ipynb #24eced7d
+def _place(self, request:dict, fds:list):
+    "Hand a request, with its connection, to the zygote that suits it, or let it wait there"
+    if request.get('lost', 0) > 2: return self.zygote.refuse(fds, 'the process that is to be forked ends again and again')
+    self.handed = fds
+    try: node = self.route(request)
+    except OSError: node = fds # that zygote has just ended: the client hears it, and asks again
+    self.handed = []
+    if node is None: return self.zygote.execute(request, fds)
+    if node is not fds and not node.ready: return node.waiting.append((request, fds))
+    if node is not fds: self.zygote.tell(node.wire, 'execute', {k: v for k,v in request.items() if k!='share'}, fds)
+    for o in fds: os.close(o)
+Root.asked,Root.place = _asked,_place
+
+# %% ../nbs/api/04j_root.ipynb #2218fc2d
 def _route(self, request:dict): # None: this process itself
     "The zygote that suits a request"
     imports = [(m, tuple(names)) for m,names in request['imports']]
     skipped = [m for m,_ in imports if m in self.bad]
     if skipped: request['why'] = f"{skipped[0]} is imported by the notebook itself: it {self.bad[skipped[0]]}"
     node = self.node([o for o in imports if o[0] not in self.bad])
-    hidden = beside(request['cwd']) & (node.tops if node else set())
-    if hidden: node,request['why'] = None,f"{min(hidden)} beside the notebook hides an installed module"
-    if not hidden and request.get('share'): node = self.snapshot(node, request) or node
-    request.pop('share', None)
-    return node
+    if node and not node.ready: return node
+    if hidden := beside(request['cwd']) & (node.tops if node else set()):
+        request['why'] = f"{min(hidden)} beside the notebook hides an installed module"
+        return None
+    return (self.snapshot(node, request) if request.get('share') else None) or node
 
 def _node(self, imports:list): # None: this process itself will do
     "The zygote that has these imports and no others; grown if there is none"
     key = frozenset(imports)
-    known = {o.imports: o for o in self.nodes if 'study' not in o.about and not o.about.get('failed')}
+    known = {o.imports: o for o in self.nodes if not o.study and not o.failed}
+    if key in known: known[key].used = time.monotonic()
     if not key or key in known: return known.get(key)
-    parent = max((o for o in known.values() if o.imports < key), key=lambda o: len(o.imports), default=None)
+    self.make_room()
+    parent = max((o for o in known.values() if o.ready and not o.failed and o.imports < key), key=lambda o: len(o.imports), default=None)
     new = [o for o in imports if not parent or o not in parent.imports]
     return self.grow(parent, dict(imports=new), imports=key, new=new)
 
+def _make_room(self):
+    "Let a zygote go that was asked least lately and from which no other has grown"
+    warm = [o for o in self.nodes if not o.study and not o.failed]
+    idle = [o for o in warm if o.ready and not any(n.parent is o for n in self.nodes)]
+    if len(warm) >= self.most_warm and idle: self.retire(min(idle, key=lambda o: o.used))
+
 def _grow(self, parent, what:dict, **about)->Node:
-    "Fork a zygote from another one, or from this process"
+    "Fork a zygote from another one that is ready, or from this process"
     ours,theirs = wires()
     node = Node(ours, parent=parent, **about)
     if parent: parent.wire.send('grow', what, fds=[theirs.fileno()])
@@ -159,46 +200,54 @@ def _grow(self, parent, what:dict, **about)->Node:
     theirs.close()
     self.nodes.append(node)
     return node
-Root.route,Root.node,Root.grow = _route,_node,_grow
+Root.route,Root.node,Root.make_room,Root.grow = _route,_node,_make_room,_grow
+
+# %% ../nbs/api/04j_root.ipynb #ca135470
+def _watch(self, node:Node):
+    "End a zygote that is stuck while it grows, or at one cell for too long"
+    if node.ready or node.failed or not node.stall or time.monotonic()-node.looked < 1: return
+    node.looked,limit = time.monotonic(),node.about.get('timeout')
+    why = 'took too long' if limit and node.began and node.looked-node.began > limit else (stuck := node.stall.look()) and f'got stuck: {stuck}'
+    if not why: return
+    self.fail(node, f'cell {node.cell+1} {why}' if node.study else why)
+    self.stop(node)
+
+def _retire(self, node:Node):
+    "Let a zygote end when its executions have"
+    node.failed = True
+    self.zygote.tell(node.wire, 'retire')
+Root.watch,Root.retire = _watch,_retire
 
 # %% ../nbs/api/04j_root.ipynb #209c3b31
 def _snapshot(self, node, request:dict):
     "The snapshot for this execution; None if nothing can be shared"
     share = request['share']
+    if len(self.studies) > self.most_studies: self.studies.pop(next(iter(self.studies)))
     key = digest_json([share['key'], share['differ'] if share.get('differ') else None, sorted(map(str, request['imports'])), request['cwd'], share['same']])
     study = self.studies.setdefault(key, Study(share))
     source = share['source']
-    names,n,why = study.look(source)
+    if 'seen' not in share: share['seen'] = study.look(source) # once for each execution
+    names,n,why = study.within(*share['seen'])
     request['why'] = why
     if not any(o['cell_type']=='code' for i,o in enumerate(study.cells[:n]) if i!=study.at): return None
     said = assignments(source) if study.at is not None else {}
-    def suits(o): return o.about.get('study') is study and not o.about.get('failed') and o.about['n']>=n and names <= o.about['names'] and all(
-        said.get(k)==v for k,v in o.about['said'].items() if k not in o.about['names']) and unchanged(o.about.get('read', {}))
+    def common(given, o): return {k: v for k,v in given.items() if k not in o.about['names']}
+    def suits(o): return o.study is study and not o.failed and o.about['n']>=n and names <= o.about['names'] and common(said, o)==common(o.about['said'], o) and unchanged(o.read)
     found = next((o for o in self.nodes if suits(o)), None) or self.new_snapshot(node, request, study, names, n, why)
     request['names'] = sorted(found.about['names'])
     return found
 
 def _new_snapshot(self, node, request:dict, study:Study, names:set, n:int, why:str)->Node:
     "Grow a snapshot that shares `n` cells"
-    old = [o for o in self.nodes if 'study' in o.about]
-    for o in [o for o in old if o.about['study'] is study] + old[:max(0, len(old)+1-self.most)]: self.retire(o)
+    old = [o for o in self.nodes if o.study and not o.failed]
+    for o in {*[o for o in old if o.study is study], *old[:max(0, len(old)+1-self.most)]}: self.retire(o)
     source = request['share']['source']
     def code(i, o): return '# Parameters\n' + split(source, names)[0] if i==study.at else o['source']
     cells = [dict(code=code(i, o), id=str(i), index=i) for i,o in enumerate(study.cells[:n])
              if o['cell_type']=='code' and o['source'].strip() and 'skip-execution' not in o['metadata']['tags']]
     what = dict(cells=cells, env=request['env'], cwd=request['cwd'], n=n, why=why)
-    return self.grow(node, what, study=study, names=names, n=n, said=assignments(source) if study.at is not None else {})
-
-def _retire(self, node:Node):
-    "Let a zygote end when its executions have"
-    node.about['failed'] = True
-    self.zygote.tell(node.wire, 'retire')
-
-def _leave(self):
-    "End when all executions have"
-    self.zygote.retired = True
-    for o in self.nodes: self.retire(o)
-Root.snapshot,Root.new_snapshot,Root.retire,Root.leave = _snapshot,_new_snapshot,_retire,_leave
+    return self.grow(node, what, study=study, names=names, n=n, said=assignments(source) if study.at is not None else {}, timeout=request.get('timeout'))
+Root.snapshot,Root.new_snapshot = _snapshot,_new_snapshot
 
 # %% ../nbs/api/04j_root.ipynb #beec930e
 def main(
