@@ -7,8 +7,7 @@ __all__ = ['managed_name', 'Play', 'Client', 'Kernel', 'kernel_class', 'notebook
            'find_engine', 'managed', 'manage']
 
 # %% ../nbs/api/04m_managed.ipynb #80052547
-import json, logging, os, sys, threading, time
-from contextlib import contextmanager
+import logging, os, sys, time
 from pathlib import Path
 from queue import Empty
 

@@ -254,7 +254,7 @@ class Client(PapermillNotebookClient):
         self.code_cells_executed += 1
         try: reply = self.listen(cell, cell_index, None if shared else self._get_timeout(cell))
         finally: self.settle()
-        if shared: self.take_shared(cell, cell_index, reply)
+        if shared: self.take_shared(cell, reply)
         content = reply.get('reply', reply)
         if self.record_timing: cell['metadata']['execution'] |= {'iopub.status.idle': timestamp(), 'shell.execute_reply': timestamp()}
         self.hook('on_cell_executed', cell=cell, cell_index=cell_index, execute_reply=dict(content=content))
@@ -286,7 +286,7 @@ def _complain(self, cell, index:int, content:dict):
     self.hook('on_cell_error', cell=cell, cell_index=index, execute_reply=dict(content=content))
     if not allowed: raise CellExecutionError.from_cell_and_msg(cell, content)
 
-def _take_shared(self, cell, index:int, said:dict):
+def _take_shared(self, cell, said:dict):
     "Mark a cell that was executed before; assign our own parameters below it"
     cell.metadata['mlops_nb'] = dict(shared=True, start_time=said['started'], end_time=said['ended'])
     if 'injected-parameters' not in cell.metadata.get('tags', []): return
