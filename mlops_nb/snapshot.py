@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['memory', 'no_op', 'overwrite', 'Sparing', 'is_this', 'why_kernel', 'says_something', 'why_fresh', 'why_live', 'Lower',
-           'Lowest', 'Unready', 'Fork', 'Answers', 'Client', 'coalesce', 'request_of', 'shared_part', 'code_key',
-           'Memory', 'kernel_that_knows', 'SnapshotEngine', 'Ladder', 'note', 'start_again']
+           'Lowest', 'Unready', 'Fork', 'first_line', 'Answers', 'Client', 'coalesce', 'request_of', 'shared_part',
+           'code_key', 'Memory', 'kernel_that_knows', 'SnapshotEngine', 'Ladder', 'note', 'start_again']
 
 # %% ../nbs/api/04l_snapshot.ipynb #7765265a
 import json, os, re, signal, sys, time
@@ -212,6 +212,12 @@ class Fork:
         self.hang_up()
         if not self.request.get('full'): self.log.close() # else somebody may want to read it
 
+# %% ../nbs/api/04l_snapshot.ipynb #4bad6d9c
+def first_line(source:str)->str: 
+    "The first line of a cell that is neither blank nor a directive"
+    lines = (o.strip() for o in source.splitlines())
+    return next((o for o in lines if o and not o.startswith('#|')), '')[:80]
+
 # %% ../nbs/api/04l_snapshot.ipynb #72061c4d
 class Answers:
     "What nbclient takes for a kernel's client when it has something to say"
@@ -227,6 +233,7 @@ class Answers:
 class Client(PapermillNotebookClient):
     "Executes the cells of a notebook in a fork"
     fork,stall,silence = None,None,3. # seconds without a word until it is looked whether it is stuck
+    at = 0 # index of the cell that runs, or ran last
     tail,size = None,0 # an output that text is added to; the length of the text that isn't in it yet
     def play(self, fork:Fork, secrets=None):
         "Execute the notebook"
@@ -243,6 +250,7 @@ class Client(PapermillNotebookClient):
 
     def execute_cell(self, cell, cell_index, execution_count=None, store_history=True):
         "Execute one cell; one that is shared was executed before"
+        self.at = cell_index
         self.hook('on_cell_start', cell=cell, cell_index=cell_index)
         if cell.cell_type!='code' or not cell.source.strip() or self.skip_cells_with_tag in cell.metadata.get('tags', []): return cell
         if self.record_timing: cell['metadata']['execution'] = {'iopub.status.busy': timestamp()}
@@ -529,7 +537,10 @@ class Ladder:
         if self.started: self.started(fork)
         client = Client(man, kernel_name=self.kernel_name, timeout=execution_timeout or timeout, log=logger, log_output=log_output, stdout_file=stdout_file, stderr_file=stderr_file, **kwargs)
         note(man.nb, rung=fork.rung, why=fork.why, shared_cells=fork.cells)
-        client.play(fork, self.secrets)
+        try: client.play(fork, self.secrets)
+        except (DeadKernelError,CellTimeoutError) as e:
+            e.add_note(f"In cell {client.at+1} of {man.nb.metadata.get('papermill', {}).get('input_path') or 'the notebook'}: {first_line(man.nb.cells[client.at].source)}")
+            raise
         fork.end()
         man.nb.metadata['language_info'] = fork.language_info
         if hasattr(man, 'after'): man.after.append(fork.finish)

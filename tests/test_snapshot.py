@@ -487,7 +487,8 @@ def test_an_error_says_where():
 @pytest.mark.parametrize('source', ['import os\nos._exit(3)', 'import ctypes\nctypes.string_at(0)', 'import os, signal\nos.kill(os.getpid(), signal.SIGKILL)'])
 @pytest.mark.parametrize('kw', [{}, dict(share=True, differ=['lr'])], ids=['warm', 'shared'])
 def test_a_dead_fork(source, kw):
-    with pytest.raises(DeadKernelError): run('print("before")', params, 'print(lr, flush=True)\n'+source, 'print("after")', values=dict(lr=3), **kw)
+    with pytest.raises(DeadKernelError) as e: run('print("before")', params, 'print(lr, flush=True)\n'+source, 'print("after")', values=dict(lr=3), **kw)
+    assert e.value.__notes__==['In cell 4 of nb.ipynb: print(lr, flush=True)']
     left = json.loads(Path('nb.out.ipynb').read_text())
     assert texts(left)==['before\n', '', '', '3\n', '']
     assert said('print(1)')=='1'
