@@ -129,7 +129,7 @@ def why_live(nb)->str:
 # %% ../nbs/api/04l_snapshot.ipynb #8ae1b112
 class Lower(Exception): "This rung won't do; the next one may"
 class Lowest(Lower): "Only a fresh kernel will do"
-class Unready(Lowest): "No fork will do now; it may the next time"
+class Unready(Lower): "There is no such fork now; there may be the next time"
 
 # %% ../nbs/api/04l_snapshot.ipynb #a1262e67
 class Fork:
@@ -141,6 +141,7 @@ class Fork:
         timeout:float=60, # seconds until there must be a fork, unless cells are shared
     ):
         self.owner,self.request,self.until = owner,request | dict(watcher=os.getpid()),None if 'share' in request else time.monotonic()+timeout
+        self.rung = 'snapshot' if 'share' in request else 'warm' # until it is known better
         self.log = open(os.memfd_create('log'), 'r+b', buffering=0)
         self.ask()
 
@@ -522,7 +523,7 @@ class Ladder:
 
     def step_down(self, man, e:Lower):
         "Give the fork up, and begin again below"
-        rung = 'warm' if getattr(self.fork, 'rung', '')=='snapshot' and not isinstance(e, Lowest) else 'fresh'
+        rung = 'warm' if self.fork.rung=='snapshot' and not isinstance(e, Lowest) else 'fresh'
         self.why = str(e)
         if not isinstance(e, Unready): self.memory.put(self.key, rung, self.why)
         self.close()
