@@ -23,6 +23,25 @@ def notebook(*cells, **metadata):
     return dict(cells=cells, metadata=kernel | metadata, nbformat=4, nbformat_minor=5)
 
 
+def marked(name, value, zombies=True):
+    "The processes whose environment has this mark"
+    found = []
+    for p in psutil.process_iter():
+        try:
+            if p.environ().get(name) == value and (zombies or p.status() != 'zombie'): found.append(p)
+        except psutil.Error: pass
+    return found
+
+
+def until(true, seconds=30):
+    "Wait for a condition; its value"
+    end = time.monotonic() + seconds
+    while not (res := true()):
+        assert time.monotonic() < end, f'not within {seconds} s'
+        time.sleep(.02)
+    return res
+
+
 class Done:
     "A command that has ended"
     def __init__(self, code, out, err): self.code, self.out, self.err = code, out, err
@@ -95,12 +114,7 @@ class Project:
 
     def processes(self):
         "The living processes of this project, zombies among them"
-        found = []
-        for p in psutil.process_iter():
-            try:
-                if p.environ().get(mark) == self.mark: found.append(p)
-            except psutil.Error: pass
-        return found
+        return marked(mark, self.mark)
 
     def quiet(self, seconds=3):
         "Wait until no process is left; those that are left after `seconds`"
@@ -110,11 +124,7 @@ class Project:
 
     def until(self, true, seconds=60):
         "Wait until `true()` is"
-        end = time.monotonic() + seconds
-        while not (res := true()):
-            assert time.monotonic() < end, 'it did not happen'
-            time.sleep(.01)
-        return res
+        return until(true, seconds)
 
     def put_away(self):
         "End what a failed test left running"

@@ -1,5 +1,5 @@
 "Whatever is killed, whenever: the executor says so, and nothing of it is left"
-import json, os, signal, subprocess, sys, time
+import json, os, signal, subprocess, sys
 from pathlib import Path
 
 import nbformat, psutil, pytest
@@ -9,6 +9,7 @@ from papermill.engines import Engine, papermill_engines
 from mlops_nb.core import ConfigError, NotebookError, new_id
 from mlops_nb.engine import execute, find_marked, metrics_of
 from mlops_nb.executor import LocalExecutor, prefix, sweep_orphans
+from scratch import until
 
 linux = pytest.mark.skipif(sys.platform!='linux', reason='asks Linux to end children with their parent')
 
@@ -26,15 +27,6 @@ def prepare(folder, *sources, **job):
     id = job.pop('id', None) or new_id()
     nbformat.write(new_notebook(cells=[new_code_cell(o) for o in sources]), f'{folder}/{id}.ipynb')
     return dict(id=id, notebook=f'{folder}/{id}.ipynb', output=f'{folder}/out/{id}.ipynb', seed=1) | job
-
-
-def until(cond, seconds=30):
-    "Wait for a condition; its value, or the test fails"
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := cond(): return value
-        time.sleep(0.02)
-    raise AssertionError(f'not within {seconds} s')
 
 
 def results(ex):

@@ -9,7 +9,7 @@ from nbclient.exceptions import DeadKernelError
 
 from mlops_nb.owner import owner
 from mlops_nb.snapshot import Memory
-from scratch import code, notebook
+from scratch import code, notebook, until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='forks are for Linux')
 mark = 'MLOPS_SNAPSHOT_MARK' # environment variable that every process of a calling program inherits
@@ -75,15 +75,6 @@ def gone(value, seconds=5):
     told = [o.cmdline() for o in left if o.is_running()]
     for o in left: o.kill()
     return told
-
-
-def until(true, seconds=30):
-    "Wait for a condition"
-    end = time.monotonic()+seconds
-    while not (res := true()):
-        assert time.monotonic() < end, 'it did not happen'
-        time.sleep(.02)
-    return res
 
 
 @pytest.fixture(autouse=True)

@@ -84,7 +84,7 @@ class Soak:
         found = [o for o in (seen(p) for p in tree()) if o]
         strangers = [o['name'] for o in found if not o['name'].startswith('python')] + [o['name'] for o in found if o['state']=='zombie']
         return dict(me=len(os.listdir('/proc/self/fd')), my_mb=pss(os.getpid()), files=sorted(o['files'] for o in found), mb=sum(o['mb'] for o in found),
-                    processes=len(found), strangers=strangers, adopted=[p.cmdline() for p in marked(os.environ[mark]) if p.pid!=os.getpid() and p not in tree()])
+                    processes=len(found), strangers=strangers, adopted=[p.cmdline() for p in living(os.environ[mark]) if p.pid!=os.getpid() and p not in tree()])
 
 
 def tree():
@@ -99,20 +99,16 @@ def pss(pid):
     with open(f'/proc/{pid}/smaps_rollup') as f: return next(int(o.split()[1])/1024 for o in f if o.startswith('Pss_Anon:'))
 
 
+def living(value):
+    "The processes with this mark, zombies not among them"
+    from scratch import marked
+    return marked(mark, value, zombies=False)
+
+
 def seen(p):
     "What one process has"
     try: return dict(name=p.name(), state=p.status(), files=p.num_fds(), mb=pss(p.pid))
     except (psutil.Error, OSError): return None
-
-
-def marked(value):
-    "The living processes whose environment has the mark, zombies not among them"
-    found = []
-    for p in psutil.process_iter():
-        try:
-            if p.environ().get(mark)==value and p.status()!='zombie': found.append(p)
-        except psutil.Error: pass
-    return found
 
 
 def soak(n):
@@ -146,9 +142,9 @@ def soaked(tmp_path_factory):
         for p,value,*_ in started:
             if p.poll() is None: p.kill(); p.wait()
         end = time.monotonic()+5
-        while time.monotonic() < end and any(marked(o[1]) for o in started): time.sleep(.1)
+        while time.monotonic() < end and any(living(o[1]) for o in started): time.sleep(.1)
         for _,value,*_ in started:
-            for o in marked(value): left.append(o.cmdline()); o.kill()
+            for o in living(value): left.append(o.cmdline()); o.kill()
     for code,(_,_,out,err) in zip(codes, started): assert code==0, err.read_text()[-5000:]
     return [json.loads(o[2].read_text()) for o in started], left
 

@@ -1,13 +1,13 @@
 """Executions that share their first cells: nothing that may differ is shared, nothing shared is stale, and who waits for them waits no longer than must be"""
-import http.server, json, os, sys, threading, time
+import http.server, json, sys, threading, time
 from pathlib import Path
 
 import psutil
 import pytest
 from nbclient.exceptions import CellTimeoutError
 
-from scratch import code
-from test_snapshot import about, answer, folder, params, root, roots, run, said, study, texts, until, write # noqa: F401 (fixtures among them)
+from scratch import code, until
+from test_snapshot import about, answer, folder, params, root, roots, run, said, study, texts, write # noqa: F401 (fixtures among them)
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='forks are for Linux')
 
