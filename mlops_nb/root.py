@@ -25,13 +25,13 @@ class Study:
         self.cells,self.at = share['cells'],share['injected'] # index of the injected cell, if there is one
         self.first,self.seen,self.limit = None,set(share.get('differ') or ()),(len(self.cells), '')
         self.known = {} # the values of parameters don't matter, only their names
-        self.hinted,self.peeking = bool(share.get('differ')),share.get('peeking') or ()
+        self.hinted,self.doubts = bool(share.get('differ')),share.get('doubts')
 
     def shared(self, source:str, said:frozenset, differ:frozenset)->tuple: # number of cells; why no more
         "The cells that can be shared when this is injected"
         if (said,differ) not in self.known:
             cells = [{**o, 'source': source} if i==self.at else o for i,o in enumerate(self.cells)]
-            self.known[said,differ] = shared_cells(cells, differ, self.peeking)
+            self.known[said,differ] = shared_cells(cells, differ, self.doubts)
         return self.known[said,differ]
 
     def look(self, source:str)->tuple: # names that differ, as far as it is known; number of shared cells; why no more
