@@ -237,16 +237,19 @@ def test_what_a_cell_leaves_ends_with_its_execution(last):
 
 # --- snapshots
 
-counted = 'from pathlib import Path\nimport numpy as np\ndef count():\n  with Path(__file__).with_name("count").open("a") as f: f.write("x")'
-whole = ['import mine, random, numpy as np\nnp.random.seed(0); random.seed(1)\nmine.count()\ndata = {"a": [1, 2]}\ndef f(x): return x+data["a"][0]\nprint("made")\nnp.arange(3)', params,
+plain = 'import numpy as np\ndef double(x): return 2*x'
+whole = ['import mine, random, numpy as np\nnp.random.seed(0); random.seed(1)\nmine.double(2)\ndata = {"a": [1, 2]}\ndef f(x): return x+data["a"][0]\nprint("made")\nnp.arange(3)', params,
     'other = np.random.rand(2)\nprint("shared", other, flush=True)\nother', 'data["a"].append(lr); mine.mine = lr; np.extra = 1\nprint(data, f(lr), np.random.rand(), random.random())\nlr',
     'print(In[0:3], In[4:], _i, _ii, _, __, Out, _i2, _oh is Out)', 'print(mine.mine, data, __name__, sorted(o for o in globals() if o[0]!="_"), get_ipython().execution_count)']
 
 
+def started(nb): return [o.metadata.mlops_nb.start_time for o in nb.cells if o.metadata.get('mlops_nb', {}).get('shared')]
+
+
 def test_snapshots_give_what_executions_alone_give(folder):
-    write(folder/'mine.py', counted)
+    write(folder/'mine.py', plain)
     shared = [study(*whole, lr=i) for i in (1, 2.5, -3)]
-    assert len((folder/'count').read_text())==1
+    assert started(shared[0]) and started(shared[0])==started(shared[1])==started(shared[2]) # executed once
     alone = [run(*whole, values=dict(lr=i)) for i in (1, 2.5, -3)]
     fresh = run(*whole, values=dict(lr=-3), engine=None)
     assert [about(o)['rung'] for o in shared]==['snapshot']*3 and [about(o)['rung'] for o in alone]==['warm']*3
@@ -260,7 +263,7 @@ def test_the_injected_cell_in_the_history():
 
 
 def test_shared_cells_are_marked(folder):
-    write(folder/'mine.py', counted)
+    write(folder/'mine.py', plain)
     nb = study(whole[0], 'x = 3', params, 'print(lr)')
     n, flags = about(nb)['shared_cells'], [o.metadata.get('mlops_nb', {}) for o in nb.cells]
     assert n==4 and [o.get('shared') for o in flags]==[True]*4+[None] and 'mentions lr' in about(nb)['why']
@@ -277,7 +280,7 @@ def test_a_study_without_a_hint_finds_out_what_differs():
 
 # --- where the shared cells end
 
-left = dict(thread=('import threading, time\ndef f(): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()', 'thread'), file=('def f(): return open(__file__)', 'mine.py is open'),
+left = dict(thread=('import threading, time\ndef f(): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()', 'thread'), file=('def f(): return open(__file__)', 'file_pkg.py is open'),
     sqlite=('import sqlite3\ndef f(): c = sqlite3.connect("base.db"); c.execute("create table if not exists t(x)"); return c', 'base.db is open'),
     task=('import asyncio\ndef f(): return asyncio.get_event_loop().create_task(asyncio.sleep(60))', 'asyncio'), folder=('import tempfile\ndef f(): return tempfile.TemporaryDirectory()', 'tidied up'),
     child=('import subprocess\ndef f(): return subprocess.Popen(["sleep", "60"])', 'child process'), socket=('import socket\ndef f(): return socket.socket()', 'socket'),
@@ -285,19 +288,46 @@ left = dict(thread=('import threading, time\ndef f(): threading.Thread(target=ti
     memory=('import mmap\ndef f(): return mmap.mmap(-1, 4096)', 'memory'), pool=('from concurrent.futures import ThreadPoolExecutor\ndef f(): e = ThreadPoolExecutor(1); e.submit(int).result(); return e', 'thread'))
 
 
-@pytest.mark.parametrize('kind', left)
-def test_shared_cells_end_before_what_a_fork_cannot_have(folder, kind):
-    source, reason = left[kind]
-    write(folder/'mine.py', source)
-    run('import mine')
-    for i in (1, 2):
-        nb = study('import mine\nx = [1]', 'held = mine.f()', params, 'print(lr, x)', lr=i)
-        assert texts(nb)[-1]==f'{i} [1]\n' and about(nb).get('shared_cells')==1 and 'cell 2' in about(nb)['why'] and reason in about(nb)['why'], about(nb)
+def test_shared_cells_end_before_what_a_fork_cannot_have(folder):
+    for k,(source,_) in left.items(): write(folder/'site-packages'/f'{k}_pkg.py', source) # a package isn't read, so only its execution tells
+    source = '''names = %r
+print(json.dumps({k: [(texts(nb)[-1], about(nb).get('shared_cells'), about(nb)['why']) for i in (1, 2) for nb in [
+    study(f'import {k}_pkg as p\\nx = [1]', 'held = p.f()', params, 'print(lr, x)', lr=i)]] for k in names}))'''
+    for k,found in answer(source % list(left), PYTHONPATH=str(folder/'site-packages')).items():
+        for i,(text,n,why) in enumerate(found, 1): assert text==f'{i} [1]\n' and n==1 and 'cell 2' in why and left[k][1] in why, (k, text, n, why)
 
 
 def test_shared_cells_end_in_the_first_execution_too(folder):
-    write(folder/'mine.py', 'import colorsys\ndef f(): return open(__file__)')
+    write(folder/'mine.py', 'import colorsys, mmap\ndef f(): return mmap.mmap(-1, 4096)')
     assert about(study('import mine\nx = [1]', 'held = mine.f()', params, 'print(lr, x)', start_timeout=3)).get('shared_cells')==1
+
+
+does = dict(clock=('import datetime\ndef f(): return datetime.datetime.now()', 'clock'), unique=('from uuid import uuid4\ndef new(): return uuid4()\ndef f(): return new()', 'unique'),
+    writes=('def f():\n  with open("log", "a") as o: o.write("x")\n  return len(open("log").read())', 'writes'), environment=('import os, random\ndef f(): return os.environ.get("A"), random.SystemRandom().random()', 'environment'))
+
+
+@pytest.mark.parametrize('kind', does)
+@pytest.mark.parametrize('use', ['import mine\nx = mine.f()', 'from mine import f as g\nx = g()', 'from mine import *\nx = f()'], ids=['module', 'name', 'star'])
+def test_what_project_code_does_is_done_by_each_execution(folder, kind, use):
+    write(folder/'mine.py', does[kind][0])
+    found = [study('import math\ny = [1]', use, params, 'print(lr, x)', lr=i) for i in (1, 2, 3)]
+    assert len({texts(o)[-1].split(None, 1)[1] for o in found})==3 and (kind!='writes' or (folder/'log').read_text()=='xxx')
+    for o in found: assert about(o)['shared_cells']==1 and 'cell 2 uses mine.f, which' in about(o)['why'] and does[kind][1] in about(o)['why'], about(o)
+
+
+def test_what_a_project_module_does_when_it_is_imported_is_done_by_each_execution(folder):
+    write(folder/'mine.py', 'import uuid\nvalue = uuid.uuid4()')
+    write(folder/'between.py', 'from mine import value\ndef f(): return value')
+    found = [study('import math', 'import between', params, 'print(between.f())', lr=i) for i in (1, 2, 3)]
+    assert len({texts(o)[-1] for o in found})==3 and 'cell 2 imports between, which imports mine, which makes something unique' in about(found[-1])['why']
+
+
+def test_project_code_that_becomes_doubtful_is_shared_no_more(folder):
+    found = []
+    for source in ('def f(): return 5', 'import uuid\ndef f(): return uuid.uuid4()'):
+        write(folder/'mine.py', source)
+        found += [study('import mine', 'x = mine.f()', params, 'print(x)', lr=i) for i in (1, 2)]
+    assert len({texts(o)[-1] for o in found})==3 and [about(o)['shared_cells'] for o in found]==[5, 5, 1, 1]
 
 
 def test_shared_cells_end_before_an_error(folder):
@@ -349,7 +379,7 @@ def test_a_stuck_fork_is_executed_afresh_and_remembered(folder, impatient):
 
 
 def test_a_snapshot_that_gets_stuck_is_not_made_again(folder, impatient):
-    write(folder/'mine.py', f'import threading\ndef f():\n  if {fork_only}:\n    l = threading.Lock(); l.acquire(); l.acquire()')
+    write(folder/'mine.py', f'import queue\ndef f():\n  if {fork_only}: queue.Queue().get()')
     run('import mine, math')
     nb = study('import mine, math\nx = 1', 'mine.f()', params, 'print(lr)', memory=Memory())
     assert texts(nb)[-1]=='1\n' and about(nb)['rung']=='fresh' and 'cell 2 got stuck' in about(nb)['why'], about(nb)
