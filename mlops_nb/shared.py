@@ -149,6 +149,7 @@ def _bases(nodes)->set: # of ids
     "The nodes of which only an attribute or a result is asked for"
     return {id(o.value) for o in nodes if isinstance(o, ast.Attribute)} | {id(o.func) for o in nodes if isinstance(o, ast.Call)}
 
+# %% ../nbs/api/04f_shared.ipynb #c81e6ef8
 def _all_leads(nodes:list, seen:_Seen)->set:
     "Where some nodes lead"
     bases = _bases(nodes)
@@ -260,7 +261,7 @@ def _module_tree(name:str, file:str)->ast.Module:
 def _owners(node)->set:
     "The names that a statement defines or changes"
     if isinstance(node, (*_later[1:],ast.ClassDef)): return {node.name} | patched_classes(node)
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, (ast.AnnAssign,ast.AugAssign)) else []
+    targets = *getattr(node, 'targets', ()), *([node.target] if hasattr(node, 'target') else ()), *(o.optional_vars for o in getattr(node, 'items', ()) if o.optional_vars)
     return {o.id for t in targets for o in ast.walk(t) if isinstance(o, ast.Name)} - {'__all__','_all_'} # they name, and use nothing
 
 # %% ../nbs/api/04f_shared.ipynb #742b2834
@@ -283,6 +284,12 @@ class _Module(NamedTuple):
     near:dict # {name that it imports: paths}
     stars:set # modules whose names are all its own
 
+# %% ../nbs/api/04f_shared.ipynb #ce69a5a3
+def _merge(res:dict, key:str, why:str, leads:set):
+    "Add what a place does to what it is known to do"
+    old = res.get(key, ('', set()))
+    res[key] = old[0] or why, old[1] | leads
+
 # %% ../nbs/api/04f_shared.ipynb #81651afc
 @lru_cache(1024)
 def _read_module(name:str, file:str, mtime:int)->_Module:
@@ -294,34 +301,41 @@ def _read_module(name:str, file:str, mtime:int)->_Module:
     near,inner = {k: set(v) for k,v in seen.imports.items()}, {id(c) for o in now if isinstance(o, ast.ClassDef) for c in _below(o.body, True)}
     top = [o for o in now if isinstance(o, ast.stmt) and id(o) not in inner]
     for o in top:
-        for n in _owners(o) - (near.keys() if not isinstance(o, (*_later[1:],ast.ClassDef)) else patched_classes(o) & near.keys()): seen.imports.setdefault(n, set()).add(f'{name}.{n}')
+        for n in _owners(o): seen.imports.setdefault(n, set()).add(f'{name}.{n}')
     res = {f'import {name}': _imported(name, now, seen)}
     for o in top:
         for p in (p for n in _owners(o) for p in seen.paths(ast.Name(n))):
             for key,at_once in ((p, False), (f'{p}()', True)): _merge(res, key, *_does(o, seen, at_once))
     return _Module(res, near, seen.stars)
 
-def _merge(res:dict, key:str, why:str, leads:set):
-    "Add what a place does to what it is known to do"
-    old = res.get(key, ('', set()))
-    res[key] = old[0] or why, old[1] | leads
+# %% ../nbs/api/04f_shared.ipynb #c1d702a6
+def _foreign(path:str)->str: # why, or ''
+    "What may not be shared of something that a module of the project imports from a package"
+    if path in _handles: return f'is {path}'
+    return next((f'{why} ({path})' for why,table in _table if table.fullmatch(path) or table.fullmatch(f'{path}.x')), '')
+
+# %% ../nbs/api/04f_shared.ipynb #c08ba2fe
+def _through_stars(res:dict, modules:dict):
+    "Put in what star imports give to modules"
+    for _ in modules: # a star may lead to a star
+        for name,star in ((name, o) for name,m in modules.items() for o in m.stars):
+            for k in [k for k in res if k.rpartition('.')[0]==star]: _merge(res, f'{name}.{k.rpartition(".")[2]}', '', {k})
 
 # %% ../nbs/api/04f_shared.ipynb #73bc3c6f
 def _places(modules:dict)->dict: # {key: (why, leads)}
     "All that the modules do, under all names that it has"
     res,tops = {}, {o.partition('.')[0] for o in modules}
+    near = [(f'{name}.{n}', p, p.partition('.')[0] in tops) for name,m in modules.items() for n,paths in m.near.items() for p in paths if p != f'{name}.{n}']
     for name,m in modules.items():
-        for k,o in m.does.items():
-            _merge(res, k, *o)
-            if k.partition('.')[0] not in tops and ' ' not in k: _merge(res, f'import {name}', '', {k}) # it changes what isn't the project's
-        for n,p in ((n, p) for n,paths in m.near.items() for p in paths if p.partition('.')[0] in tops and p != f'{name}.{n}'):
-            _merge(res, f'{name}.{n}', '', {p, f'{p}.'})
-            _merge(res, f'{name}.{n}()', '', {f'{p}()'})
-    for _ in modules: # a star may lead to a star
-        for name,star in ((name, o) for name,m in modules.items() for o in m.stars):
-            for k in [k for k in res if k.rpartition('.')[0]==star]: _merge(res, f'{name}.{k.rpartition(".")[2]}', '', {k})
+        for k,o in m.does.items(): _merge(res, k if ' ' in k or k.partition('.')[0] in tops else f'import {name}', *o) # or it changes what isn't the project's
+    for k,p in ((k, p) for k,p,is_own in near if is_own):
+        _merge(res, k, '', {p, f'{p}.'})
+        _merge(res, f'{k}()', '', {f'{p}()'})
+    _through_stars(res, modules)
     for k in [k for k in res if ' ' not in k]:
         for p in parents(k)[:-1]: _merge(res, f'{p}.', '', {k})
+    for k,p in ((k, p) for k,p,is_own in near if not is_own): _merge(res, k, _foreign(p), set()) # after that: nobody takes a package from a module that is handed on
+    _through_stars(res, modules)
     return res
 
 # %% ../nbs/api/04f_shared.ipynb #41d72f4c
@@ -341,7 +355,7 @@ def _named(source:str, folder:str)->tuple: # modules, with the names taken from 
     tree,_ = cell_tree(source)
     if not tree: return (), (), False
     found = sorted({k.removeprefix('import ') for o in ast.walk(tree) for k in (_leads(o, _Seen(), False) if isinstance(o, (ast.Import,ast.ImportFrom)) else ())})
-    return tuple(found), tuple(path_folders(Source('', os.path.join(folder, 'x.ipynb'), tree))), bool(re.search(r'\bpath\b|addsitedir|chdir', source))
+    return tuple(found), tuple(path_folders(Source('', os.path.join(folder, 'x.ipynb'), tree))), bool(re.search(r'sys\.path|\bpath(\[|\.(insert|append|extend))|addsitedir|chdir', source))
 
 # %% ../nbs/api/04f_shared.ipynb #52c7b232
 def _project(named, folders:tuple)->dict: # {module: (file, mtime)}
