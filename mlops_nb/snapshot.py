@@ -41,7 +41,7 @@ def overwrite(path:str, data:bytes)->bool: # False: this is no plain file, or ca
 # %% ../nbs/api/04l_snapshot.ipynb #a913b2c5
 class Sparing(NotebookExecutionManager):
     "Writes the notebook at its start, at its end, and in between as often as it costs little"
-    share,cost,written,behind,lazy = 20,0.,None,False,True # at most one part in so many of the time; seconds; lazy: written while nothing else is to do
+    share,least,cost,written,behind,lazy = 20,.2,0.,None,False,True # at most one part in so many of the time, and this often (seconds); lazy: written while nothing else is to do
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.before,self.after = no_op,[] # what to call before it is written, and when the notebook is complete
@@ -55,7 +55,7 @@ class Sparing(NotebookExecutionManager):
 
     def catch_up(self):
         "Write what is new, if it is time to"
-        if self.behind and time.monotonic() - self.written > self.share*self.cost: self.write()
+        if self.behind and time.monotonic() - self.written > max(self.least, self.share*self.cost): self.write()
 
     def notebook_complete(self, **kwargs):
         "Write the notebook, then do what was left for now"
@@ -311,7 +311,7 @@ def _listen(self, cell, index:int, timeout)->dict: # the reply
     while True:
         ears = [self.fork.wire, self.fork.conn]
         if not listen(ears, 0): self.idle()
-        wait = min(0.5, max(0, end-time.monotonic()) if end else 1)
+        wait = min(0.2, max(0, end-time.monotonic()) if end else 1)
         ready = listen(ears, wait)
         if ready==[self.fork.conn]: self.dead()
         if not ready:
