@@ -1,10 +1,12 @@
 """What a user sees after `snapshot` is what he sees after papermill's default engine
 
-Each notebook of `conformance` is executed by both, each in processes of its own, at the same time; the processes of one engine serve one
-notebook after the other. `CONFORMANCE_ENGINE` names another engine to compare with the default one; `default` finds out what can't be equal.
+Each notebook of `conformance` is executed by all sides, each in processes of its own, at the same time; the processes of one side serve one
+notebook after the other. Side a is the default engine, side b `snapshot`, and side c `snapshot` with shared cells: there each notebook is
+executed twice, and the second execution counts. `CONFORMANCE_ENGINE` names another engine for side b; `default` finds out what can't be equal.
 """
 import difflib, json, os, queue, secrets, select, shutil, subprocess, sys, threading, time
 from concurrent.futures import Future
+from itertools import combinations
 from pathlib import Path
 
 import psutil
@@ -14,7 +16,7 @@ from conformance import load
 from normal import lines, normal
 
 engine = os.environ.get('CONFORMANCE_ENGINE', 'snapshot')
-workers = {'a': 2, 'b': 1} # processes for the default engine and for the other one
+workers = {'a': 2, 'b': 1} | ({'c': 1} if engine == 'snapshot' else {}) # processes for each side
 patience = 60 # seconds for one notebook
 mark = 'MLOPS_CONFORMANCE'
 catalog = load()
@@ -26,12 +28,12 @@ class Worker:
         self.mark = secrets.token_hex(8)
         env = {k: v for k, v in os.environ.items() if not k.startswith('PYTEST_')} # ipykernel does not catch file descriptors in tests
         env |= {'PYTHONPATH': str(Path(__file__).parent), 'IPYTHONDIR': str(root/'ipython'), 'COLUMNS': '100', mark: self.mark}
-        self.engine = engine if side == 'b' and engine != 'default' else None
+        self.engine, self.share = engine if side != 'a' and engine != 'default' else None, side == 'c'
         self.process = subprocess.Popen([sys.executable, '-m', 'conformance.runner'], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def execute(self, name, folder):
         "What was seen of a notebook"
-        self.process.stdin.write(json.dumps(dict(name=name, folder=str(folder), engine=self.engine)) + '\n')
+        self.process.stdin.write(json.dumps(dict(name=name, folder=str(folder), engine=self.engine, share=self.share)) + '\n')
         self.process.stdin.flush()
         if not select.select([self.process.stdout], [], [], patience)[0]: raise TimeoutError(f'{name} took more than {patience} s')
         if not self.process.stdout.readline(): raise EOFError(f'{name} ended the process that called papermill')
@@ -104,11 +106,11 @@ class Side:
 
 @pytest.fixture(scope='session')
 def sides(request, tmp_path_factory):
-    "Both engines, at work on those notebooks of the catalog that this session tests"
-    names = [o.callspec.params['name'] for o in request.session.items if getattr(o, 'callspec', None) and o.function is test_notebook]
-    names = [o for o in names if all(map(there, catalog[o].needs))]
+    "All sides, at work on those notebooks of the catalog that this session tests"
+    wanted = [o.callspec.params for o in request.session.items if getattr(o, 'callspec', None) and o.function is test_notebook]
+    wanted = [(o['name'], o['side']) for o in wanted if all(map(there, catalog[o['name']].needs))]
     root = tmp_path_factory.mktemp('conformance')
-    found = {o: Side(o, names, root) for o in workers}
+    found = {side: Side(side, list(dict.fromkeys(k for k, o in wanted if side in ('a', o))), root) for side in workers}
     yield found
     for o in found.values():
         for t in o.threads: t.join(patience)
@@ -141,30 +143,39 @@ def check(c, seen):
                 if o['output_type'] == 'error' and o['ename'] != 'SystemExit' and 'raises-exception' not in cell['metadata'].get('tags', []): pytest.fail(f'{cell["source"]}\n{o["ename"]}: {o["evalue"]}', pytrace=False)
 
 
+def climbed(c, seen, side):
+    "The notebook was executed the way that is wanted"
+    nb = seen['files'].get(c.output)
+    if not isinstance(nb, dict) or not (how := nb['metadata'].get('mlops_nb')): return
+    assert bool(c.fresh) == (how.get('rung') == 'fresh'), f'{how}: a kernel of papermill\'s own is{"" if c.fresh else " not"} wanted here'
+    if side == 'c': assert how.get('shared_cells', 0) >= c.shares, how
+
+
+@pytest.mark.parametrize('side', [o for o in workers if o != 'a'])
 @pytest.mark.parametrize('name', catalog)
-def test_notebook(name, sides):
+def test_notebook(name, side, sides):
     c = catalog[name]
     for o in c.needs: pytest.importorskip(o)
-    seen = {o: s.seen[name].result(10*patience) for o, s in sides.items()}
+    seen = {o: sides[o].seen[name].result(10*patience) for o in ('a', side)}
     check(c, seen['a'])
-    if engine == 'snapshot' and isinstance(nb := seen['b']['files'].get(c.output), dict) and nb['metadata'].get('mlops_nb'):
-        how = nb['metadata']['mlops_nb']
-        assert bool(c.fresh) == (how.get('rung') == 'fresh'), f'{how}: a kernel of papermill\'s own is{"" if c.fresh else " not"} wanted here'
+    if engine == 'snapshot': climbed(c, seen[side], side)
     a, b = (normal(s, sides[o].root/name/'here', hide=c.hide, loose=c.loose) for o, s in seen.items())
     a['terminal'], b['terminal'] = (o['terminal'][-1:] if 'progress_bar' in c.kwargs else said(o['terminal'], a['terminal']) for o in (a, b))
-    if a != b and c.differs: pytest.xfail(c.differs)
+    if a != b and (why := c.differs or side == 'c' and c.apart): pytest.xfail(why)
     if a != b: pytest.fail(difference(a, b) or 'a difference that no line shows', pytrace=False)
 
 
-def test_chance_differs(sides):
+@pytest.mark.parametrize('side', [o for o in workers if o != 'a'])
+def test_chance_differs(sides, side):
     "Forks of one process do not draw the same numbers"
-    seen = [sides['b'].seen.get(f'chance_{o}') for o in (1, 2)]
+    seen = [sides[side].seen.get(f'chance_{o}') for o in (1, 2)]
     if None in seen: pytest.skip('its notebooks are not executed')
-    one, two = ([(c['source'], c['outputs']) for c in o.result(10*patience)['files']['out.ipynb']['cells']] for o in seen)
-    assert not [a for a, b in zip(one, two) if a[1] and a == b]
+    seen = [o.result(10*patience) for o in seen]
+    drawn = [[(c['source'], c['outputs']) for c in nb['cells']] for o in seen for nb in (o['files']['out.ipynb'], o.get('before')) if nb]
+    assert not [a for one, two in combinations(drawn, 2) for a, b in zip(one, two) if a[1] and a == b]
 
 
-@pytest.mark.parametrize('side', ['b'])
+@pytest.mark.parametrize('side', [o for o in workers if o != 'a'])
 def test_nothing_is_left(sides, side):
     "Once the program that called papermill has ended, so have all its processes"
     for t in sides[side].threads: t.join(10*patience)

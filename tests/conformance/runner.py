@@ -2,6 +2,7 @@
 
 Papermill changes the working directory of its process, so each of several executions at a time needs a process. Orders come as lines of
 JSON by standard input, and each is answered with a line by standard output; what papermill and the kernels write to the terminal is caught.
+Where first cells are shared, a notebook is executed twice in the same folder, and what is seen is the second execution.
 """
 import json, logging, os, sys, time, traceback
 from pathlib import Path
@@ -25,19 +26,18 @@ def content(path):
     return text
 
 
-def execute(c, engine, folder):
-    "Execute one case in a new folder; what there is to see afterwards"
+def execute(c, engine, folder, parameters, env, **options):
+    "Execute one case in its folder; what there is to see afterwards"
     import papermill as pm
-    from conformance import document
     log, opened, seen = logging.getLogger('papermill'), {o: open(folder/f'{o}.txt', 'w') for o in c.takes}, {}
     keep, before = Keep(), dict(os.environ)
     log.setLevel(logging.INFO)
     log.addHandler(keep)
-    os.environ.update(c.env)
+    os.environ.update(env)
     source, target = folder/c.input, folder/c.output if c.output else None
-    kwargs = dict(progress_bar=False, cwd=folder) | c.kwargs
+    kwargs = dict(progress_bar=False, cwd=folder) | c.kwargs | options
     try:
-        nb = pm.execute_notebook(source, target, c.parameters, engine_name=engine, **opened, **kwargs)
+        nb = pm.execute_notebook(source, target, parameters, engine_name=engine, **opened, **kwargs)
         if c.again: nb = pm.execute_notebook(target, folder/'again.ipynb', c.again, engine_name=engine, **kwargs)
         seen['returned'] = json.loads(json.dumps(nb))
     except BaseException as e:
@@ -54,12 +54,30 @@ def execute(c, engine, folder):
 
 
 def prepare(c, folder):
-    "The notebook and the files beside it"
+    "The notebook and the files beside it, and nothing else; a file that is as it should be is left alone"
     from conformance import document
-    folder.mkdir(parents=True)
-    for name, text in {**c.files, c.input: document(c)}.items():
-        (folder/name).parent.mkdir(parents=True, exist_ok=True)
-        (folder/name).write_text(text)
+    wanted = {folder/k: v.encode() for k, v in {**c.files, c.input: document(c)}.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for o in sorted(folder.rglob('*'), reverse=True):
+        if o.is_dir() and not o.is_symlink(): any(o in w.parents for w in wanted) or o.rmdir()
+        elif o not in wanted or o.read_bytes() != wanted[o]: o.unlink()
+    for o, text in wanted.items():
+        o.parent.mkdir(parents=True, exist_ok=True)
+        if not o.exists(): o.write_bytes(text)
+
+
+def look(c, order, folder, parameters, env, **options):
+    "Execute one case in a new folder, or in one made anew; what there is to see in its folder and at the terminal"
+    prepare(c, folder)
+    terminal = folder.with_suffix('.terminal')
+    fd = os.open(terminal, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND)
+    for o in (1, 2): os.dup2(fd, o)
+    os.close(fd)
+    start = time.monotonic()
+    seen = execute(c, order['engine'], folder, parameters, env, **options)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return seen | dict(took=time.monotonic() - start, terminal=terminal.read_text(errors='replace'))
 
 
 def main():
@@ -71,17 +89,10 @@ def main():
     for line in orders:
         order = json.loads(line)
         c, folder = catalog[order['name']], Path(order['folder'])
-        prepare(c, folder)
-        terminal = folder.with_suffix('.terminal')
-        fd = os.open(terminal, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND)
-        for o in (1, 2): os.dup2(fd, o)
-        os.close(fd)
-        start = time.monotonic()
-        seen = execute(c, order['engine'], folder)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        seen['took'] = time.monotonic() - start
-        seen['terminal'] = terminal.read_text(errors='replace')
+        if order['share'] and not c.fresh:
+            before = look(c, order, folder, c.first or c.parameters, c.env_first or c.env, share=True)
+            seen = look(c, order, folder, c.parameters, c.env, share=True) | dict(before=before['files'].get(c.output))
+        else: seen = look(c, order, folder, c.parameters, c.env)
         folder.with_suffix('.json').write_text(json.dumps(seen))
         answers.write('done\n')
         answers.flush()
