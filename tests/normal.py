@@ -95,7 +95,7 @@ class Normal:
         "What the caller's terminal shows, line by line: a progress bar as its last state, without speed, time, and its length, which depends on these"
         text = re.sub(r'\[IPKernelApp\].*\n', '', text) # a kernel process that speaks of itself
         lines = [o.split('\r')[-1] for o in text.split('\n')]
-        return [self.text(re.sub(r'█+', '█', re.sub(r'\[\d\d:\d\d<[^\]]*\]', '[TIME]', o))) for o in lines if o]
+        return [self.text(re.sub(r'█+', '█', re.sub(r'\[\d\d:\d\d<[^\]]*\] *', '[TIME]', o))) for o in lines if o]
 
 
 def normal(seen, folder, **options):
