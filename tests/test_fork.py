@@ -53,6 +53,13 @@ with tempfile.TemporaryDirectory() as d:
     'futures': ('concurrent.futures as cf', 'with cf.ThreadPoolExecutor(2) as p: res = list(p.map(abs, [-1, -2]))'),
 }
 
+# name of a global generator: (import, what it draws)
+draws = {
+    'random': ('random', 'res = random.random()'),
+    'numpy.random': ('numpy', 'res = numpy.random.rand()'),
+    'torch.default_generator': ('torch', 'res = float(torch.rand(1, dtype=torch.float64))'),
+}
+
 driver = '''
 import json, os, signal, sys, time
 from mlops_nb.fork import calm, forget_exit_handlers, look, reseed, threads, unsafe_threads, watch, why_not
@@ -90,7 +97,7 @@ def run(name, force=False, patience=25):
     with tempfile.TemporaryFile('w+') as out, tempfile.TemporaryFile('w+') as err:
         p = subprocess.Popen([sys.executable, '-c', driver], stdin=subprocess.PIPE, stdout=out, stderr=err, text=True, start_new_session=True,
             env=os.environ | dict(PYTHONPATH=str(root), PYTHONWARNINGS='ignore', OMP_NUM_THREADS='2'))
-        try: p.communicate(json.dumps([*cases[name], force, patience]), timeout=240)
+        try: p.communicate(json.dumps([*(cases | draws)[name], force, patience]), timeout=240)
         finally:
             try: os.killpg(p.pid, signal.SIGKILL)
             except ProcessLookupError: pass
@@ -108,6 +115,17 @@ def test_a_fork_computes_the_same_or_is_refused(name):
     assert res['import_reason'] or all(o==res['expected'] for o in res['import']), res['import']
     assert res['used_reason'] or all(o==res['expected'] for o in [*res['used'], res['again']]), res['used']
     assert not (name in ours and (res['import_reason'] or res['used_reason'])), res
+
+
+@pytest.mark.parametrize('name', draws)
+def test_forks_draw_their_own_numbers(name):
+    top = draws[name][0]
+    if not importlib.util.find_spec(top): pytest.skip(f'{top} is not installed')
+    res = run(name)
+    if res['import_reason']: pytest.skip(f'it is not forked: {res["import_reason"]}')
+    found = [*res['import'], *res.get('used', ()), res['expected']]
+    if name=='torch.default_generator' and len({*found}) < len(found): pytest.xfail('reseed does not know it')
+    assert len({*found})==len(found), found
 
 
 # what must be forkable before and after its use, or nothing is won
