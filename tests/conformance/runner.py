@@ -80,6 +80,12 @@ def look(c, order, folder, parameters, env, **options):
     return seen | dict(took=time.monotonic() - start, terminal=terminal.read_text(errors='replace'))
 
 
+def shared(seen, c):
+    "Did cells come from a snapshot, or can't it be told?"
+    nb = seen['files'].get(c.output)
+    return not isinstance(nb, dict) or 'shared_cells' in nb['metadata'].get('mlops_nb', {'shared_cells': 0})
+
+
 def main():
     orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), 'w')
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -90,8 +96,10 @@ def main():
         order = json.loads(line)
         c, folder = catalog[order['name']], Path(order['folder'])
         if order['share'] and not c.fresh:
-            before = look(c, order, folder, c.first or c.parameters, c.env_first or c.env, share=True)
-            seen = look(c, order, folder, c.parameters, c.env, share=True) | dict(before=before['files'].get(c.output))
+            seen = before = look(c, order, folder, c.first or c.parameters, c.env_first or c.env, share=True)
+            if c.first or c.env_first or shared(before, c):
+                seen = look(c, order, folder, c.parameters, c.env, share=True)
+                seen |= dict(before=before['files'].get(c.output), took=before['took'] + seen['took'])
         else: seen = look(c, order, folder, c.parameters, c.env)
         folder.with_suffix('.json').write_text(json.dumps(seen))
         answers.write('done\n')
