@@ -99,8 +99,9 @@ class Root:
 def _hear(self, node:Node):
     "What a zygote says while it grows; its end"
     try: kind,value,_ = node.wire.recv()
-    except EOFError: return self.lost(node)
-    if kind=='hello': node.pid,node.stall = value,Stall(value)
+    except EOFError: kind = None
+    if not kind: self.lost(node) # not in the handler: an exception that is being handled would be handled in a fork too
+    elif kind=='hello': node.pid,node.stall = value,Stall(value)
     elif kind=='cell': node.stall.known,node.cell,node.began = set(value['threads']),value['cell'],time.monotonic()
     elif kind=='ready':
         node.ready,node.tops,node.read = True,set(value['tops']),value['read']

@@ -233,13 +233,13 @@ class Shell:
         reply,kernel.session.reply = kernel.session.reply,None
         return reply['content']
 
-    def run(self, main):
+    def run(self, main, context=None): # context: whose context variables it sees and sets
         "Run a coroutine function in the event loop, which the cells see as running"
         from tornado.ioloop import IOLoop
         async def inner():
             self.kernel.io_loop = IOLoop.current()
             return await main()
-        return self.loop.run_until_complete(inner())
+        return self.loop.run_until_complete(self.loop.create_task(inner(), context=context))
 
     def rest(self):
         "No thread, no loop: this process can be forked, if the cells left none of theirs"

@@ -124,7 +124,6 @@ def test_forks_draw_their_own_numbers(name):
     res = run(name)
     if res['import_reason']: pytest.skip(f'it is not forked: {res["import_reason"]}')
     found = [*res['import'], *res.get('used', ()), res['expected']]
-    if name=='torch.default_generator' and len({*found}) < len(found): pytest.xfail('reseed does not know it')
     assert len({*found})==len(found), found
 
 

@@ -20,7 +20,6 @@ class Case:
     first: dict|None = None # parameters of the execution before, when the first cells are shared; default: the same
     env_first: dict|None = None # environment of the caller during the execution before; default: the same
     shares: int = 0 # how many of the first cells are shared, at least
-    apart: str = '' # why this notebook need not look alike when its first cells are shared; it is still compared, and told
     kwargs: dict = field(default_factory=dict) # of papermill.execute_notebook
     files: dict = field(default_factory=dict) # what lies beside the notebook: name → text
     env: dict = field(default_factory=dict) # environment of the caller during this execution

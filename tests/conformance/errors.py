@@ -48,10 +48,9 @@ case('dead_allowed', "import os, time\ntime.sleep(.5)\nos._exit(3)", after, rais
 case('allow_errors', "1/0", "print('goes on')", "import sys; sys.exit(1)", "print('and on')", raises='PapermillExecutionError', kwargs=dict(allow_errors=True))
 case('allow_error_names', "1/0", "print('goes on')", "{}['k']", after, raises='PapermillExecutionError', kwargs=dict(allow_error_names=['ZeroDivisionError']))
 case('force_raise_errors', err("1/0"), after, raises='PapermillExecutionError', kwargs=dict(force_raise_errors=True))
-untimed = 'shared cells may take any time'
-case('timeout', "print('first')", "print('before', flush=True)\nimport time; time.sleep(12)", after, raises='CellTimeoutError', kwargs=dict(execution_timeout=2), apart=untimed)
-case('timeout_interrupt', "import time", "print('before', flush=True)\ntime.sleep(12)", after, raises='PapermillExecutionError', kwargs=dict(timeout=2, interrupt_on_timeout=True), apart=untimed)
-case('timeout_error_on', "import time", "time.sleep(12)", "print('goes on')", raises='PapermillExecutionError', kwargs=dict(execution_timeout=2, interrupt_on_timeout=True, error_on_timeout=dict(ename='Late', evalue='too late', traceback=['trace'])), apart=untimed)
+case('timeout', "print('first')", "print('before', flush=True)\nimport time; time.sleep(12)", after, raises='CellTimeoutError', kwargs=dict(execution_timeout=2))
+case('timeout_interrupt', "import time", "print('before', flush=True)\ntime.sleep(12)", after, raises='PapermillExecutionError', kwargs=dict(timeout=2, interrupt_on_timeout=True))
+case('timeout_error_on', "import time", "time.sleep(12)", "print('goes on')", raises='PapermillExecutionError', kwargs=dict(execution_timeout=2, interrupt_on_timeout=True, error_on_timeout=dict(ename='Late', evalue='too late', traceback=['trace'])))
 case('timeout_not', "import time\ntime.sleep(.2)", "print('fine')", kwargs=dict(execution_timeout=30))
 # Nobody is there to answer
 case('input', err("input('name? ')"), err("import getpass; getpass.getpass()"), err("getpass.getpass('secret: ')"), err("breakpoint()"), err("import pdb; pdb.set_trace()\nx = 1"), err("from IPython.core.debugger import set_trace; set_trace()"), err("1/0"), err("%debug"), err("%debug 1+1"),
