@@ -18,7 +18,7 @@ passing = {'MLOPS_STAGE_RUN','MLOPS_SEED','MLOPS_SECRETS','MLOPS_WORKER','JUPYTE
            'JPY_SESSION_NAME','PYTEST_CURRENT_TEST','PWD','OLDPWD','SHLVL','_','TERM','CLICOLOR','FORCE_COLOR','CLICOLOR_FORCE','PAGER','GIT_PAGER'} # the last ones: each fork sets them
 
 # %% ../nbs/api/04k_owner.ipynb #02433b29
-_modules = ('__init__','code','contract','core','fork','kernel','notebook','reads','root','shared','shell','stall','wire','zygote')
+_modules = ('__init__','code','contract','core','fork','imports','kernel','notebook','reads','root','shared','shell','stall','unclear','wire','zygote')
 @cache
 def _files()->list: return sorted({*(sysconfig.get_path(o) for o in ('purelib','platlib')), *(str(Path(__file__).with_name(f'{o}.py')) for o in _modules)})
 

@@ -394,8 +394,8 @@ def coalesce(cell):
 # %% ../nbs/api/04l_snapshot.ipynb #97b3caac
 def request_of(nb, share:bool=False, differ=None)->dict:
     "The request for an execution of `nb` in this folder and environment"
+    from mlops_nb.doubts import doubts
     from mlops_nb.imports import named_imports
-    from mlops_nb.shared import doubts
     sources,env = [o.source for o in nb.cells if o.cell_type=='code'],dict(os.environ)
     folders = os.getcwd(),*filter(None, env.get('PYTHONPATH', '').split(os.pathsep))
     res = dict(imports=named_imports(sources, folders), env=env, cwd=os.getcwd())

@@ -65,7 +65,7 @@ def warm():
     "Import what each worker needs"
     away = hidden()
     for o in away: sys.modules[o] = None
-    import mlops_nb.imports, mlops_nb.managed, mlops_nb.shared, mlops_nb.stall, nbformat.v4, papermill, psutil
+    import mlops_nb.doubts, mlops_nb.imports, mlops_nb.managed, mlops_nb.shared, mlops_nb.stall, nbformat.v4, papermill, psutil
     nbformat.validate(nbformat.v4.new_notebook()) # compiles the schema
     for o in away: del sys.modules[o]
     gc.collect()
