@@ -166,7 +166,7 @@ def shared_cells(
         source,(tree,why) = _source(cell), trees[i]
         if i == at: why = _inject(source, seen, differ)
         elif 'raises-exception' in tags[i] and source.strip(): why = 'may raise an exception'
-        elif tree and tree.body: why = _judge(source, tree, seen, differ, i > at)
+        elif tree and tree.body: why = _judge(source, tree, seen, differ, i > at >= 0)
         if why: return Prefix(i, f"{'the injected cell' if i==at else f'cell {i+1 if at < 0 or i < at else i}'} {why}")
     return Prefix(len(cells), '')
 
