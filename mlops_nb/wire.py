@@ -39,7 +39,7 @@ class Wire:
         data = memoryview(pack(kind, value, parts))
         with self.lock:
             if fds: data = data[socket.send_fds(self.sock, [data[:1<<16]], list(fds)):]
-            self.todo.append(data)
+            if data: self.todo.append(data)
             if len(self.todo)==1: self.push() # else this is a handler's, and will be sent below it
 
     def push(self):
