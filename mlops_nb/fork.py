@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['threads', 'libraries', 'have_lock', 'renew_lock', 'calm', 'unsafe_threads', 'files', 'shared', 'children', 'watch',
-           'State', 'look', 'why_not', 'forget_exit_handlers', 'noticing', 'seeds', 'reseed']
+           'State', 'look', 'why_not', 'compact', 'forget_exit_handlers', 'noticing', 'seeds', 'reseed']
 
 # %% ../nbs/api/04d_fork.ipynb #ceaa19f1
-import atexit, os, random, re, sys, threading, weakref
+import atexit, gc, os, random, re, sys, threading, weakref
 from contextlib import contextmanager
 from functools import cache
 
@@ -280,6 +280,28 @@ def why_not(
     if now.timers: return 'a timer runs'
     if now.finalizers-before.finalizers: return 'an object waits to be tidied up when the process ends, as a temporary folder does'
     return 'a function waits for the end of the process (atexit)' if now.handlers>before.handlers else ''
+
+# %% ../nbs/api/04d_fork.ipynb #0f6c18d9
+@cache
+def _madvise():
+    import ctypes as c
+    f = c.CDLL(None).madvise
+    f.argtypes = [c.c_void_p, c.c_size_t, c.c_int]
+    return f
+
+def compact():
+    "Prepare this process's memory for being forked: freeze what the garbage collector knows, and have large pages, where Linux has them"
+    gc.collect()
+    gc.freeze()
+    large = 1<<21
+    for a,b,mode,path in _writable():
+        a,b = (a+large-1)//large*large, b//large*large
+        if not path.startswith('/') and b > a: _madvise()(a, b-a, 25) # MADV_COLLAPSE; older systems refuse it
+
+def _writable()->list: # (start, end, mode, path)
+    "The pieces of memory that this process may write to"
+    rows = (o.split(None, 5) for o in _read('/proc/self/maps').splitlines())
+    return [(*(int(n, 16) for n in o[0].split('-')), o[1], o[5] if len(o)>5 else '') for o in rows if o[1].startswith('rw')]
 
 # %% ../nbs/api/04d_fork.ipynb #ae7ef524
 _needed = [('logging','shutdown'), ('torch.utils.data._utils','_set_python_exit_flag'), ('multiprocessing.util','_exit_function')]

@@ -6,10 +6,10 @@
 __all__ = ['Study', 'Node', 'Root', 'main']
 
 # %% ../nbs/api/04j_root.ipynb #04bc2844
-import gc, os, signal, socket, sys, time, traceback
+import os, signal, socket, sys, time, traceback
 
 from .core import digest_json
-from .fork import watch
+from .fork import compact, watch
 from .kernel import adopt_orphans
 from .reads import unchanged
 from .shared import assignments, differing, shared_cells, split
@@ -263,7 +263,6 @@ def main(
     os.environ['MPLBACKEND'] = os.environ.get('MPLBACKEND') or 'module://matplotlib_inline.backend_inline' # read when Matplotlib is imported
     kernel = make_kernel({'stdout': Stream('stdout', 1), 'stderr': Stream('stderr', 2)})
     rehearse(kernel)
-    gc.collect()
-    gc.freeze()
+    compact()
     wire = Wire(socket.socket(fileno=fd))
     Root(wire, kernel).serve()

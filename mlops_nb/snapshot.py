@@ -244,21 +244,26 @@ class Client(PapermillNotebookClient):
         if hasattr(self.nb_man, 'before'): self.nb_man.before = self.settle
         self.kc = Answers(fork.wire)
         self.reset_execution_trackers()
+        self.last = max((i for i,o in enumerate(self.nb.cells) if self.is_run(o)), default=None)
         self.log.info(f'Executing notebook with kernel: {self.kernel_name}')
         if secrets: fork.wire.send('secrets', secrets)
         self.papermill_execute_cells()
         self.set_widgets_metadata()
 
+    def is_run(self, cell)->bool:
+        "Is there something to execute?"
+        return cell.cell_type=='code' and bool(cell.source.strip()) and self.skip_cells_with_tag not in cell.metadata.get('tags', [])
+
     def execute_cell(self, cell, cell_index, execution_count=None, store_history=True):
         "Execute one cell; one that is shared was executed before"
         self.at = cell_index
         self.hook('on_cell_start', cell=cell, cell_index=cell_index)
-        if cell.cell_type!='code' or not cell.source.strip() or self.skip_cells_with_tag in cell.metadata.get('tags', []): return cell
+        if not self.is_run(cell): return cell
         if self.record_timing: cell['metadata']['execution'] = {'iopub.status.busy': timestamp()}
         self.hook('on_cell_execute', cell=cell, cell_index=cell_index)
         cell.outputs,self.clear_before_next_output = [],False
         shared = cell_index < self.fork.cells
-        if not shared: self.ask('execute', dict(code=cell.source, id=str(cell_index)))
+        if not shared: self.ask('execute', dict(code=cell.source, id=str(cell_index), last=cell_index==self.last))
         self.hook('on_cell_complete', cell=cell, cell_index=cell_index)
         self.code_cells_executed += 1
         try: reply = self.listen(cell, cell_index, None if shared else self._get_timeout(cell))

@@ -10,7 +10,7 @@ import asyncio, atexit, contextvars, gc, os, re, signal, socket, sys, threading,
 
 from .code import is_own
 from .core import now
-from .fork import calm, children, forget_exit_handlers, have_lock, look, noticing, reseed, seeds, unsafe_threads, why_not
+from .fork import calm, children, compact, forget_exit_handlers, have_lock, look, noticing, reseed, seeds, unsafe_threads, why_not
 from .kernel import adopt_orphans, be_seen_by, die_with_parent, give_secrets, look_beside_notebook, seed_before_first_cell
 from .reads import Reads
 from .shell import Recorder, Shell, dress
@@ -35,6 +35,7 @@ def enter(request:dict, shell):
 # %% ../nbs/api/04i_zygote.ipynb #5bc71ad0
 class Execution:
     "A fork that executes one notebook"
+    rung = False # has it said that it is about to end?
     def __init__(self, zygote):
         self.zygote,self.kernel,self.shell = zygote,zygote.kernel,Shell(zygote.kernel, Recorder())
         reseed(zygote.start, zygote.last)
@@ -76,9 +77,16 @@ class Execution:
             except EOFError: return
             if kind=='secrets': give_secrets(value)
             elif kind=='assign': self.assign(**value)
-            elif kind=='execute': self.wire.send('reply', await self.shell.execute(**value))
+            elif kind=='execute':
+                if value.pop('last', False): self.ring()
+                self.wire.send('reply', await self.shell.execute(**value))
             elif kind=='comm': self.comm(value)
-            else: return os.write(self.zygote.ring, b'\0')
+            else: return self.ring()
+
+    def ring(self):
+        "Tell the zygote, once, that this execution is about to end"
+        if not self.rung: os.write(self.zygote.ring, b'\0')
+        self.rung = True
 
     def assign(self, source:str, whole:str, count:int):
         "Assign the parameters that are this execution's own, below the shared cells"
@@ -321,8 +329,7 @@ def _grow(self, what:dict, control:int, also=()):
         self.control.send('hello', os.getpid())
         if why := self.import_all(what['imports']) if 'imports' in what else self.play(what): self.control.send('bad', why)
         else:
-            gc.collect()
-            gc.freeze()
+            compact()
             self.settle()
             self.tops = {k for k,m in list(sys.modules.items()) if '.' not in k and not is_own(getattr(m, '__file__', None))}
             self.control.send('ready', dict(tops=sorted(self.tops), read=self.read))
