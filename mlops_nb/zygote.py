@@ -24,8 +24,9 @@ def enter(request:dict, shell):
     "Become the process that `request` describes"
     made.update((k, v) for k,v in os.environ.items() if entered.get(k)!=v)
     gone.update(entered.keys() - os.environ.keys())
-    os.environ.clear()
-    os.environ.update({k: v for k,v in request['env'].items() if k not in gone} | made)
+    wanted = {k: v for k,v in request['env'].items() if k not in gone} | made
+    for k in os.environ.keys() - wanted.keys(): del os.environ[k]
+    for k in [k for k,v in wanted.items() if os.environ.get(k)!=v]: os.environ[k] = wanted[k]
     os.chdir(request['cwd'])
     look_beside_notebook(sys.path)
     dress(shell)
