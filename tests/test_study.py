@@ -119,7 +119,14 @@ def busy(processes):
     except psutil.Error: return True # it has just ended
 
 
-def warm(): return [o for o in psutil.Process(root()).children(recursive=True) if o.status()!='zombie']
+def warm():
+    "The living processes below the root"
+    return [o for o in psutil.Process(root()).children(recursive=True) if not dead(o)]
+
+
+def dead(process):
+    try: return process.status()=='zombie'
+    except psutil.Error: return True
 
 
 def test_shared_cells_that_take_too_long_end():
