@@ -845,6 +845,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mlops_nb.shell.dress': ('api/shell.html#dress', 'mlops_nb/shell.py'),
                                 'mlops_nb.shell.make_kernel': ('api/shell.html#make_kernel', 'mlops_nb/shell.py'),
                                 'mlops_nb.shell.rehearse': ('api/shell.html#rehearse', 'mlops_nb/shell.py'),
+                                'mlops_nb.shell.roomy': ('api/shell.html#roomy', 'mlops_nb/shell.py'),
                                 'mlops_nb.shell.utf8': ('api/shell.html#utf8', 'mlops_nb/shell.py')},
             'mlops_nb.show': { 'mlops_nb.show.Bars': ('api/show.html#bars', 'mlops_nb/show.py'),
                                'mlops_nb.show.Bars.__call__': ('api/show.html#bars.__call__', 'mlops_nb/show.py'),

@@ -13,7 +13,7 @@ from .fork import compact, watch
 from .kernel import adopt_orphans
 from .reads import unchanged
 from .shared import assignments, differing, shared_cells, split
-from .shell import Stream, make_kernel, rehearse
+from .shell import Stream, make_kernel, rehearse, roomy
 from .stall import Stall
 from .wire import Wire, listen, wires
 from .zygote import Zygote, beside
@@ -265,4 +265,4 @@ def main(
     rehearse(kernel)
     compact()
     wire = Wire(socket.socket(fileno=fd))
-    Root(wire, kernel).serve()
+    roomy(Root(wire, kernel).serve)
