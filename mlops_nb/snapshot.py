@@ -175,7 +175,7 @@ class Fork:
         try: self.wire.send('end')
         except OSError: pass
 
-    def finish(self, wait:float=10)->dict: # what it used
+    def finish(self, wait:float=3)->dict: # seconds, as long as papermill waits for a kernel; what it used
         "Wait until it has ended in good order"
         end = time.monotonic()+wait
         try:

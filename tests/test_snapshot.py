@@ -176,7 +176,7 @@ print(json.dumps({k: [(texts(nb)[-1], about(nb).get('rung'), about(nb).get('why'
 
 
 def test_what_a_module_prints_when_it_is_imported_is_in_its_cell(folder):
-    found = [run('import tqdm, this', 'print(this.c)') for _ in range(2)]
+    found = [run('import this', 'print(this.c)') for _ in range(2)]
     for o in found: assert 'The Zen of Python' in texts(o)[0] and "'The Zen of Python" in about(o)['why'] and about(o)['rung']=='warm'
 
 
