@@ -43,11 +43,11 @@ def sweep_folders(
 # %% ../nbs/api/08_executor.ipynb #bf3bbd11
 class Nest:
     "A nursery as its owner sees it"
-    def __init__(self, folder, seed:int=None): # seed of the notebooks, if they are executed in forks
+    def __init__(self, folder, seed:int=None, coming=()): # seed of the notebooks, if they are executed in forks, and what they import
         self.log = Path(folder)/'nursery.log'
         self.sock,theirs = socket.socketpair()
         with theirs, open(self.log, 'ab') as log:
-            self.proc = subprocess.Popen(nursery_command(theirs.fileno(), folder, seed), pass_fds=[theirs.fileno()], start_new_session=True,
+            self.proc = subprocess.Popen(nursery_command(theirs.fileno(), folder, seed, coming), pass_fds=[theirs.fileno()], start_new_session=True,
                                          stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def fileno(self): return self.sock.fileno()
@@ -107,12 +107,13 @@ class Running:
 # %% ../nbs/api/08_executor.ipynb #4df132bd
 class Crew:
     "The workers that run, and their nursery"
-    def __init__(self, folder): self.folder,self.nest,self.workers,self.count = folder,None,{},0 # number → Running
+    def __init__(self, folder, coming=list): # coming: says what the notebooks import that will be executed
+        self.folder,self.coming,self.nest,self.workers,self.count = folder,coming,None,{},0 # number → Running
 
     def hatch(self, job:dict)->Nest:
         "A nursery that suits `job`"
         forks = (job.get('engine') or default_engine)=='snapshot' and not job.get('env')
-        return Nest(self.folder, (job.get('seed') or 0) if forks else None)
+        return Nest(self.folder, (job.get('seed') or 0) if forks else None, self.coming() if forks else ())
 
     def start(self, job:dict):
         "Start a worker for `job`"
@@ -168,7 +169,9 @@ class LocalExecutor:
     def __init__(self,
         jobs:int=None, # how many at a time; default: one for each processor
         tmp=None, # where to make the temporary folder; its path must be short
+        coming=list, # says what the notebooks import that will be executed, when the first one is
     ):
+        self.coming = coming
         self.jobs = os.cpu_count() or 1 if jobs is None else jobs
         if self.jobs < 1: raise ConfigError(f"{jobs} jobs at a time", where='jobs', remedy='1 or more')
         base = str(tmp or tempfile.gettempdir())
@@ -198,7 +201,7 @@ class LocalExecutor:
         "Make the folder for what is temporary"
         sweep_folders(self.base)
         folder,self.lock = held_folder(self.base)
-        self.crew = Crew(str(folder))
+        self.crew = Crew(str(folder), self.coming)
 
     def _fill(self):
         "Start jobs that wait, while there are places"

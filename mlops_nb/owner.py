@@ -57,6 +57,11 @@ class Handle:
         with theirs.sock: self.control.send('client', fds=[theirs.fileno()])
         return ours
 
+    def coming(self, imports:list): # of `named_imports`, one for each notebook
+        "Tell which notebooks will be executed"
+        try: self.control.send('coming', imports)
+        except OSError: pass # it has ended
+
     def alive(self)->bool: return self.proc.poll() is None
 
     def retire(self):

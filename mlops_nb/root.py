@@ -66,7 +66,7 @@ class Root:
     most,most_warm,most_studies = 4,12,100 # snapshots, and zygotes with packages, that wait at a time; studies that are remembered
     def __init__(self, control:Wire, kernel):
         self.zygote = Zygote(control, kernel)
-        self.control,self.nodes,self.clients,self.handed,self.bad,self.studies = control,[],[],[],{},{} # handed: files of the request that is being looked at
+        self.control,self.nodes,self.clients,self.handed,self.bad,self.studies,self.coming = control,[],[],[],{},{},[] # coming: imports of notebooks that will be asked for; handed: files of the request that is being looked at
         self.zygote.private = lambda inner=self.zygote.private: [*inner(), *(o.wire for o in self.nodes), *self.clients, *self.handed, *(fd for o in self.nodes for _,fds in o.waiting for fd in fds)]
 
     def serve(self):
@@ -90,9 +90,12 @@ class Root:
         for o in [o for o in self.nodes if o in ready]: self.hear(o)
         for o in [o for o in self.clients if o in ready]: self.asked(o)
         if self.control in ready:
-            if self.control.recv()[0]=='retire': z.retired = True
+            kind,value,_ = self.control.recv()
+            if kind=='retire': z.retired = True
+            if kind=='coming': self.coming += value
             self.clients += [Wire(socket.socket(fileno=o)) for o in self.control.take()]
         for o in self.nodes: self.watch(o)
+        self.prepare()
         for o in self.nodes if z.retired else (): o.waiting or o.failed or self.retire(o)
 
 # %% ../nbs/api/04j_root.ipynb #1758adbf
@@ -222,6 +225,15 @@ def _retire(self, node:Node):
     node.failed = True
     self.zygote.tell(node.wire, 'retire')
 Root.watch,Root.retire = _watch,_retire
+
+# %% ../nbs/api/04j_root.ipynb #8263c59b
+def _prepare(self):
+    "Grow a zygote for a notebook that comes, if none is growing"
+    if not self.coming or self.zygote.retired or any(not o.ready and not o.failed for o in self.nodes): return
+    imports = [(m, tuple(names)) for m,names in self.coming.pop(0) if m not in self.bad]
+    try: self.node(imports)
+    except OSError: pass # whoever asks is told
+Root.prepare = _prepare
 
 # %% ../nbs/api/04j_root.ipynb #209c3b31
 def _snapshot(self, node, request:dict):

@@ -7,7 +7,7 @@ __all__ = ['StageResult', 'way_of', 'RunResult', 'ActiveRun', 'git_state', 'Sche
            'look_again', 'inputs_whole', 'try_start', 'release', 'launch', 'start_ready', 'fail', 'not_started',
            'finish', 'drive', 'heartbeat', 'shared_ledger', 'on_signals', 'signals_as_interrupt', 'stop',
            'clean_up_after_the_dead', 'each_values', 'each_params', 'take_cached', 'start_runs', 'without_secrets',
-           'note_start', 'execute_runs', 'check_engine', 'run']
+           'note_start', 'coming', 'execute_runs', 'check_engine', 'run']
 
 # %% ../nbs/api/09_run.ipynb #edb42b92
 import math, shutil, signal, subprocess, tempfile, threading, time
@@ -418,6 +418,12 @@ def note_start(ws:Workspace, run:ActiveRun, git:dict, command:str, each:dict):
         settings=dict(seed=ws.settings.seed, engine=ws.settings.engine, environment=environment_digest()), **git)
 
 # %% ../nbs/api/09_run.ipynb #cd4c3144
+def coming(runs:list)->list: # of `named_imports`
+    "What the stages import that are still to be done"
+    from mlops_nb.imports import named_imports
+    stages = {name: run.pipeline.stages[name] for run in runs for name in run.pipeline.order if name in run.pending}
+    return [named_imports([o.source for o in s.nb.code], (s.folder,)) for s in stages.values()]
+
 def execute_runs(
     ws:Workspace,
     runs:list, # of ActiveRun
@@ -426,7 +432,7 @@ def execute_runs(
     note, # function(run) that writes its start into the ledger
 ):
     "Drive the runs to their end; on Ctrl-C stop them"
-    with LocalExecutor(jobs) as executor:
+    with LocalExecutor(jobs, coming=lambda: coming(runs)) as executor:
         sch = Scheduler(ws, runs, executor, jobs, listener)
         try:
             for run in runs:

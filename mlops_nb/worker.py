@@ -157,12 +157,13 @@ def main(
     fd:int, # socket of whoever asks
     folder:str='', # temporary files of the workers
     seed:int=None, # of notebooks that will be executed in forks; None: there are none
+    coming=(), # what these import
 ):
     "Be a nursery"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     adopt_orphans()
     owner = Owner()
-    if seed is not None: owner.root(os.environ | job_environment(dict(id='', seed=seed, tmp=folder), Path(folder))) # it gets ready meanwhile
+    if seed is not None: owner.root(os.environ | job_environment(dict(id='', seed=seed, tmp=folder), Path(folder))).coming(list(coming)) # it gets ready meanwhile
     warm()
     try: Nursery(fd, owner).serve()
     finally:
@@ -173,6 +174,7 @@ def nursery_command(
     fd:int, # socket of whoever asks
     folder:str='', # temporary files of the workers
     seed:int=None, # of notebooks that will be executed in forks
+    coming=(), # what these import
 )->list:
     "The command of a nursery"
-    return [sys.executable, '-P', '-c', f'from mlops_nb.worker import main; main({fd}, {str(folder)!r}, {seed!r})']
+    return [sys.executable, '-P', '-c', f'from mlops_nb.worker import main; main({fd}, {str(folder)!r}, {seed!r}, {list(coming)!r})']

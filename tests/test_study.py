@@ -1,5 +1,5 @@
 """Executions that share their first cells: nothing that may differ is shared, nothing shared is stale, and who waits for them waits no longer than must be"""
-import http.server, json, sys, threading, time
+import http.server, json, os, sys, threading, time
 from pathlib import Path
 
 import psutil
@@ -149,6 +149,15 @@ fork.close()
 until(lambda: not busy(warm()))
 print(1)'''
     assert answer(source)==1
+
+
+def test_packages_of_notebooks_that_come_are_imported_meanwhile():
+    from mlops_nb.owner import owner
+    said('print(1)')
+    before = len(warm())
+    owner.root(dict(os.environ)).coming([[['wave', []], ['zipapp', []]]])
+    until(lambda: len(warm()) > before)
+    assert about(run('import wave, zipapp', 'print(1)'))['rung']=='warm' and len(warm()) <= before+2
 
 
 def test_a_thread_that_goes_on_does_not_keep_the_caller():
