@@ -72,10 +72,15 @@ class Worker:
         self.process.stdout.close()
 
 
+def unstarted(seen):
+    "Did a kernel of papermill's own not start? Those of several programs at once now and then choose the same ports"
+    return 'error' in seen and 'Kernel died before replying' in seen['error'][1]
+
+
 class Side:
     "One engine: the notebooks that it is to execute, and those that it has"
     def __init__(self, name, names, root):
-        self.name, self.root, self.names, self.left, self.again = name, root/name, queue.SimpleQueue(), [], set()
+        self.name, self.root, self.names, self.left, self.again = name, root/name, queue.SimpleQueue(), [], []
         self.root.mkdir()
         self.seen = {o: Future() for o in names}
         for o in names: self.names.put(o)
@@ -88,14 +93,17 @@ class Side:
             try: name = self.names.get_nowait()
             except queue.Empty: break
             worker = worker or Worker(self.name, self.root)
-            try: self.seen[name].set_result(worker.execute(name, self.root/name/'here'))
+            try:
+                seen = worker.execute(name, self.root/name/'here')
+                if unstarted(seen): raise TimeoutError(f'{name}: its kernel did not start')
+                self.seen[name].set_result(seen)
             except TimeoutError as e:
                 worker.kill()
                 worker = None
-                again = (self.name == 'a' or catalog[name].fresh) and name not in self.again # papermill's own engine hangs now and then when widgets talk
+                again = (self.name == 'a' or catalog[name].fresh) and self.again.count(name) < 3 # papermill's own engine hangs now and then when widgets talk
                 if not again: self.seen[name].set_exception(e); continue
                 shutil.rmtree(self.root/name, ignore_errors=True)
-                self.again.add(name)
+                self.again.append(name)
                 self.names.put(name)
             except Exception as e:
                 self.seen[name].set_exception(e)
