@@ -119,14 +119,14 @@ def _leaving(tid):
 # %% ../nbs/api/04d_fork.ipynb #a36c622a
 _plain = re.compile(r'(libc|libpthread|libstdc\+\+|libgcc_s|libm|ld-linux\S*|ld-musl\S*|libpython\S*)[-.]')
 
+def _maps()->list: # (start, end, mode, path or '')
+    "The pieces of this process's memory"
+    rows = (o.split(None, 5) for o in _read('/proc/self/maps').splitlines())
+    return [(*(int(n, 16) for n in o[0].split('-')), o[1], o[5] if len(o)>5 else '') for o in rows]
+
 def _segments():
     "[(start, end, path or '')]: this process's memory; the path of code only"
-    res = []
-    for line in _read('/proc/self/maps').splitlines():
-        o = line.split(None, 5)
-        a,b = o[0].split('-')
-        res.append((int(a,16), int(b,16), o[5] if len(o)>5 and 'x' in o[1] else ''))
-    return res
+    return [(a, b, path if 'x' in mode else '') for a,b,mode,path in _maps()]
 
 # %% ../nbs/api/04d_fork.ipynb #021c27f5
 def _owners(
@@ -294,14 +294,9 @@ def compact():
     gc.collect()
     gc.freeze()
     large = 1<<21
-    for a,b,mode,path in _writable():
+    for a,b,mode,path in _maps():
         a,b = (a+large-1)//large*large, b//large*large
-        if not path.startswith('/') and b > a: _madvise()(a, b-a, 25) # MADV_COLLAPSE; older systems refuse it
-
-def _writable()->list: # (start, end, mode, path)
-    "The pieces of memory that this process may write to"
-    rows = (o.split(None, 5) for o in _read('/proc/self/maps').splitlines())
-    return [(*(int(n, 16) for n in o[0].split('-')), o[1], o[5] if len(o)>5 else '') for o in rows if o[1].startswith('rw')]
+        if mode.startswith('rw') and not path.startswith('/') and b > a: _madvise()(a, b-a, 25) # MADV_COLLAPSE; older systems refuse it
 
 # %% ../nbs/api/04d_fork.ipynb #ae7ef524
 _needed = [('logging','shutdown'), ('torch.utils.data._utils','_set_python_exit_flag'), ('multiprocessing.util','_exit_function')]

@@ -6,7 +6,7 @@
 __all__ = ['statements', 'named', 'sets_stage', 'parents', 'is_installed', 'named_imports']
 
 # %% ../nbs/api/02e_imports.ipynb #4024d6f7
-import ast, importlib.util, os, re, sys
+import ast, importlib.util, os, re
 from functools import lru_cache
 from pathlib import Path
 

@@ -113,11 +113,12 @@ def _hear(self, node:Node):
 
 def _lost(self, node:Node):
     "A zygote has ended"
-    innocent = not node.ready and not node.failed and not node.pid # it has not begun: its parent has ended, or could not be forked
-    if not node.ready and not node.failed and node.pid: self.fail(node, 'ended the process')
+    if not node.ready and not node.failed:
+        if node.pid: self.fail(node, 'ended the process')
+        else: # it has not begun: its parent has ended, or could not be forked
+            for request,_ in node.waiting: request['lost'] = request.get('lost', 0)+1
     node.wire.close()
     self.nodes.remove(node)
-    for request,_ in node.waiting if innocent else (): request['lost'] = request.get('lost', 0)+1
     self.again(node)
 
 def _fail(self, node:Node, why:str, module:str=None, cell:int=None):
@@ -189,7 +190,7 @@ def _node(self, imports:list): # None: this process itself will do
     if key in known: known[key].used = time.monotonic()
     if not key or key in known: return known.get(key)
     self.make_room()
-    parent = max((o for o in known.values() if o.ready and not o.failed and packages(o.imports) < key), key=lambda o: len(o.imports), default=None)
+    parent = max((o for o in known.values() if o.ready and packages(o.imports) < key), key=lambda o: len(o.imports), default=None)
     new = [o for o in imports if not parent or o not in parent.imports]
     return self.grow(parent, dict(imports=new), imports=imports, new=new)
 
