@@ -307,6 +307,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'mlops_nb/executor.py'),
                                    'mlops_nb.executor.LocalExecutor.cancel': ( 'api/executor.html#localexecutor.cancel',
                                                                                'mlops_nb/executor.py'),
+                                   'mlops_nb.executor.LocalExecutor.expect': ( 'api/executor.html#localexecutor.expect',
+                                                                               'mlops_nb/executor.py'),
                                    'mlops_nb.executor.LocalExecutor.free': ('api/executor.html#localexecutor.free', 'mlops_nb/executor.py'),
                                    'mlops_nb.executor.LocalExecutor.running': ( 'api/executor.html#localexecutor.running',
                                                                                 'mlops_nb/executor.py'),

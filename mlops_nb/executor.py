@@ -203,6 +203,11 @@ class LocalExecutor:
         folder,self.lock = held_folder(self.base)
         self.crew = Crew(str(folder), self.coming)
 
+    def expect(self, job:dict): # as much of it as is known: engine, seed, env
+        "Get ready for a job that will come"
+        if not self.crew: self._settle()
+        with suppress(OSError): self.crew.nest = self.crew.nest or self.crew.hatch(job)
+
     def _fill(self):
         "Start jobs that wait, while there are places"
         while self.queue and len(self.running) < self.jobs:

@@ -418,31 +418,33 @@ def note_start(ws:Workspace, run:ActiveRun, git:dict, command:str, each:dict):
         settings=dict(seed=ws.settings.seed, engine=ws.settings.engine, environment=environment_digest()), **git)
 
 # %% ../nbs/api/09_run.ipynb #cd4c3144
-def coming(runs:list)->list: # of `named_imports`
-    "What the stages import that are still to be done"
+def coming(
+    pipeline,
+    runs:list, # of ActiveRun
+)->list: # of `named_imports`
+    "What the stages import that are still to be done; before anybody knows, what all import"
     from mlops_nb.imports import named_imports
-    stages = {name: run.pipeline.stages[name] for run in runs for name in run.pipeline.order if name in run.pending}
-    return [named_imports([o.source for o in s.nb.code], (s.folder,)) for s in stages.values()]
+    stages = [pipeline.stages[o] for o in pipeline.order if not runs or any(o in run.pending for run in runs)]
+    return [named_imports([o.source for o in s.nb.code], (s.folder,)) for s in stages]
 
 def execute_runs(
     ws:Workspace,
     runs:list, # of ActiveRun
-    jobs:int, # stage runs at a time
+    executor,
     listener,
     note, # function(run) that writes its start into the ledger
 ):
     "Drive the runs to their end; on Ctrl-C stop them"
-    with LocalExecutor(jobs, coming=lambda: coming(runs)) as executor:
-        sch = Scheduler(ws, runs, executor, jobs, listener)
-        try:
-            for run in runs:
-                note(run)
-                listener('run', run)
-            with heartbeat(ws.settings.ledger, sch.owner) if shared_ledger(ws.settings) else nullcontext(): drive(sch)
-            for run in runs: ws.ledger.end_run(run.id, run.result().status, run.error)
-        except BaseException as e:
-            stop(sch, error_of(e) if isinstance(e, MlopsError) else None)
-            raise
+    sch = Scheduler(ws, runs, executor, executor.jobs, listener)
+    try:
+        for run in runs:
+            note(run)
+            listener('run', run)
+        with heartbeat(ws.settings.ledger, sch.owner) if shared_ledger(ws.settings) else nullcontext(): drive(sch)
+        for run in runs: ws.ledger.end_run(run.id, run.result().status, run.error)
+    except BaseException as e:
+        stop(sch, error_of(e) if isinstance(e, MlopsError) else None)
+        raise
 
 # %% ../nbs/api/09_run.ipynb #1373b550
 def check_engine(settings):
@@ -471,10 +473,13 @@ def run(
             check_engine(settings)
             p = load_pipeline(settings, pipeline)
             again = command = without_secrets(command, p, params)
-            runs = start_runs(ws, p, params, each, only, force)
-            clean_up_after_the_dead(ws)
-            git = git_state(settings.root)
-            execute_runs(ws, runs, jobs, listener, lambda run: note_start(ws, run, git, command, each))
+            runs = []
+            with LocalExecutor(jobs, coming=lambda: coming(p, runs)) as executor:
+                if force or not settings.state.exists(): executor.expect(dict(engine=settings.engine, seed=settings.seed)) # there will be something to run
+                runs += start_runs(ws, p, params, each, only, force)
+                clean_up_after_the_dead(ws)
+                git = git_state(settings.root)
+                execute_runs(ws, runs, executor, listener, lambda run: note_start(ws, run, git, command, each))
         except KeyboardInterrupt: raise Stopped("the run was stopped",
             remedy=f"the same command carries on: finished stages are not run again\n    {again}".rstrip()) from None
         finally: ws.digests.flush()

@@ -239,6 +239,7 @@ class Client(PapermillNotebookClient):
     def play(self, fork:Fork, secrets=None):
         "Execute the notebook"
         from mlops_nb.stall import Stall
+        self.nb_man.lazy = True # `listen` says when there is time to write
         self.fork,self.stall,self.idle = fork,Stall(fork.pid, log=fork.log.fileno()),self.nb_man.catch_up if getattr(self.nb_man, 'autosave_cell_every', 0) and hasattr(self.nb_man, 'catch_up') else no_op
         self.more = [] # the text that isn't in it yet
         if hasattr(self.nb_man, 'before'): self.nb_man.before = self.settle
