@@ -49,7 +49,7 @@ def _username()->str:
     except (KeyError, OSError): return ''
 
 # %% ../nbs/api/03d_records.ipynb #49735eaa
-run_ends = 'completed','failed','stopped'
+run_ends = 'completed','failed','pruned','stopped'
 stage_ends = *run_ends,'cached','skipped'
 
 # %% ../nbs/api/03d_records.ipynb #b43c4c2e

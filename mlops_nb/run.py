@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['StageResult', 'way_of', 'RunResult', 'ActiveRun', 'git_state', 'Scheduler', 'make_again', 'accept', 'accept_cached',
            'look_again', 'inputs_whole', 'try_start', 'release', 'launch', 'start_ready', 'fail', 'not_started',
-           'finish', 'drive', 'heartbeat', 'shared_ledger', 'on_signals', 'signals_as_interrupt', 'stop',
-           'clean_up_after_the_dead', 'each_values', 'each_params', 'take_cached', 'start_runs', 'without_secrets',
-           'note_start', 'coming', 'execute_runs', 'check_engine', 'run']
+           'finish', 'under_way', 'turn', 'drive', 'heartbeat', 'shared_ledger', 'on_signals', 'signals_as_interrupt',
+           'stop', 'clean_up_after_the_dead', 'each_values', 'each_params', 'take_cached', 'start_runs',
+           'without_secrets', 'note_start', 'coming', 'execute_runs', 'check_engine', 'run']
 
 # %% ../nbs/api/09_run.ipynb #edb42b92
 import math, shutil, signal, subprocess, tempfile, threading, time
@@ -32,7 +32,7 @@ from .work import Work, end_work, error_of, give_up, leave, publish, start_work
 class StageResult:
     "What became of one stage in a run"
     stage:str
-    status:str # completed, cached, failed, skipped or stopped
+    status:str # completed, cached, failed, pruned, skipped or stopped
     seconds:float=0. # of the work itself; 0 where cached
     peak_mb:float=None # peak memory of the notebook's processes, MB
     metrics:dict=field(default_factory=dict)
@@ -57,7 +57,7 @@ class RunResult:
     "What became of a run"
     run:str # its id
     pipeline:str
-    status:str # completed, failed or stopped
+    status:str # completed, failed, pruned or stopped
     stages:list=field(default_factory=list) # of StageResult
     params:dict=field(default_factory=dict)
     command:str='' # as typed, without secrets
@@ -97,7 +97,7 @@ class ActiveRun:
     def result(self)->RunResult:
         order = [self.results[o] for o in self.pipeline.order if o in self.results]
         statuses = {o.status for o in order}
-        status = 'stopped' if 'stopped' in statuses or self.pending else 'failed' if statuses & {'failed','skipped'} else 'completed'
+        status = 'stopped' if 'stopped' in statuses or self.pending else 'pruned' if 'pruned' in statuses else 'failed' if statuses & {'failed','skipped'} else 'completed'
         return RunResult(self.id, self.pipeline.name, status, order, self.params, self.command)
 
     @property
@@ -131,6 +131,7 @@ class Scheduler:
         self.waits = {} # {(run id, stage): when to ask again}, where another process does the work
         self.claims,self.done = set(),set() # fingerprints: claimed by us; completed by us
         self.mended = set() # (run id, stage) of what was made again because it was damaged
+        self.pruned = set() # ids of stage runs whose notebooks were told to end early
         self.owner = this_process()
 
 # %% ../nbs/api/09_run.ipynb #11322727
@@ -241,15 +242,15 @@ def start_ready(sch:Scheduler, run:ActiveRun)->bool:
 
 # %% ../nbs/api/09_run.ipynb #9dad27bb
 def fail(sch:Scheduler, run:ActiveRun, step, result:dict):
-    "A stage failed: what is below it is skipped"
-    name = step.stage
+    "A stage failed or was pruned: what is below it is skipped"
+    name,status = step.stage, result.get('status') or 'failed'
     below = run.pipeline.below(name) & run.pending
     skipped = [o for o in run.pipeline.order if o in below]
     run.pending -= {name, *skipped}
-    run.results[name] = StageResult(name, 'failed', result.get('seconds') or 0., result.get('peak_mb'), result.get('metrics') or {},
+    run.results[name] = StageResult(name, status, result.get('seconds') or 0., result.get('peak_mb'), result.get('metrics') or {},
         step.causes, result['error'], result.get('executed', ''), **way_of(result))
-    run.results |= {o: StageResult(o, 'skipped', causes=[f'{name} failed']) for o in skipped}
-    if skipped: sch.ws.ledger.add_stages(run.id, [dict(stage=o, status='skipped', cause=f'{name} failed') for o in skipped])
+    run.results |= {o: StageResult(o, 'skipped', causes=[f'{name} {status}']) for o in skipped}
+    if skipped: sch.ws.ledger.add_stages(run.id, [dict(stage=o, status='skipped', cause=f'{name} {status}') for o in skipped])
     for o in (name, *skipped): sch.tell(run.results[o].status, run, o, run.results[o])
 
 # %% ../nbs/api/09_run.ipynb #9aadea1f
@@ -262,6 +263,7 @@ def not_started(sch:Scheduler, run:ActiveRun, work:Work, e:MlopsError):
 def finish(sch:Scheduler, id:str, result:dict):
     "A stage run came back from the executor"
     run,work = sch.flying[id]
+    if id in sch.pruned and (result['error'] or {}).get('ename') == 'Pruned': result.update(status='pruned', error=None)
     result = end_work(work, result)
     del sch.flying[id]
     release(sch, work.step.fingerprint)
@@ -272,15 +274,22 @@ def finish(sch:Scheduler, id:str, result:dict):
     accept(sch, run, work.step, result['outputs'], done)
 
 # %% ../nbs/api/09_run.ipynb #226b746a
+def under_way(sch:Scheduler)->bool: 
+    "Is anything pending or flying?"
+    return bool(sch.flying) or any(o.pending for o in sch.runs)
+
+def turn(sch:Scheduler):
+    "Start what is ready, and hear what happened"
+    while any([start_ready(sch, o) for o in sch.runs]): pass
+    if not under_way(sch): return
+    if not sch.flying: time.sleep(.05)
+    for kind,id,data in sch.executor.wait(.1 if sch.waits else 1.):
+        if kind == 'done': finish(sch, id, data)
+        elif id in sch.flying: sch.tell(kind, sch.flying[id][0], sch.flying[id][1].stage.name, data)
+
 def drive(sch:Scheduler):
     "Until nothing is pending and nothing is under way"
-    while sch.flying or any(o.pending for o in sch.runs):
-        while any([start_ready(sch, o) for o in sch.runs]): pass
-        if not sch.flying and not any(o.pending for o in sch.runs): break
-        if not sch.flying: time.sleep(.05)
-        for kind,id,data in sch.executor.wait(.1 if sch.waits else 1.):
-            if kind == 'done': finish(sch, id, data)
-            elif id in sch.flying: sch.tell(kind, sch.flying[id][0], sch.flying[id][1].stage.name, data)
+    while under_way(sch): turn(sch)
 
 # %% ../nbs/api/09_run.ipynb #d87553e6
 @contextmanager

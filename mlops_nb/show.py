@@ -43,7 +43,7 @@ def against_baseline(metrics:dict)->list: # lines
     return [f'{k.replace("_", " ")} {number(v)}, the baseline {number(b)} ({v-b:+.4f})' for k,v,b in pairs]
 
 # %% ../nbs/api/09b_show.ipynb #4514b251
-styles = dict(completed='green', cached='cyan', failed='bold red', skipped='yellow', stopped='yellow', running='bold', run='bold')
+styles = dict(completed='green', cached='cyan', failed='bold red', skipped='yellow', pruned='magenta', stopped='yellow', running='bold', run='bold')
 
 # %% ../nbs/api/09b_show.ipynb #16900fd2
 def console(stderr:bool=False):
@@ -89,7 +89,7 @@ def result_table(
     "The table of a run's stages"
     pss = pss and any(o.pss_mb for o in r.stages)
     def row(o):
-        took = seconds(o.seconds) if o.status in ('completed','failed') else ''
+        took = seconds(o.seconds) if o.status in ('completed','failed','pruned') else ''
         text = metrics_text(o.metrics, most) or (', '.join(o.causes) if o.status == 'skipped' else '')
         return o.stage, styled(o.status), took, megabytes(o.peak_mb), *([megabytes(o.pss_mb)] if pss else []), _safe(text)
     columns = 'stage','status','time','memory',*(['PSS'] if pss else []),'metrics'
@@ -162,7 +162,7 @@ def label(run, stage, many:bool)->str:
 def line_of(kind:str, data)->str:
     "One event in words; '' for what isn't worth a line"
     if kind == 'start': return 'starts: ' + _safe('; '.join(data.causes))
-    if kind in ('completed','failed'): return f"{styled(kind)} in {seconds(data.seconds)}  {_safe(metrics_text(data.metrics))}".rstrip()
+    if kind in ('completed','failed','pruned'): return f"{styled(kind)} in {seconds(data.seconds)}  {_safe(metrics_text(data.metrics))}".rstrip()
     if kind == 'cached': return styled(kind, 'up to date')
     if kind == 'skipped': return f"{styled(kind)}  {_safe('; '.join(data.causes))}"
     if kind == 'aside': return f'what stood at {_safe(data[0])} came from no run; it is kept as {_safe(data[1])}'
@@ -281,7 +281,7 @@ def show_run(out, run:dict, rows:list):
     for k,v in run_head(run): out.print(f'[dim]{k:<12}[/]{_safe(v)}')
     stages = stages_of(rows)
     out.print(result_table(SimpleNamespace(stages=stages), most=100, pss=True))
-    for o in (o for o in stages if o.status in ('completed','failed')):
+    for o in (o for o in stages if o.status in ('completed','failed','pruned')):
         if o.causes: out.print(f"[dim]{o.stage} ran because[/] {_safe(o.causes[0])}")
         if o.rung: out.print(f"[dim]{o.stage} executed[/] {_safe(rung_text(o))}")
 

@@ -8,8 +8,8 @@ __all__ = ['samplers', 'pruners', 'lost', 'make_journal', 'whole_lines', 'open_s
            'best_trials', 'find_trial', 'trial_params', 'importances', 'study_lock', 'sign_of_life', 'is_orphan',
            'retries_due', 'mend', 'give_up_trial', 'counted']
 
-# %% ../nbs/api/10b_study.ipynb #5e25e686
-import fcntl, inspect, json, os, re
+# %% ../nbs/api/10b_study.ipynb #9f2d9a6c
+import fcntl, inspect, json, os, re, warnings
 from contextlib import contextmanager
 from pathlib import Path
 from .core import ConfigError, ParameterError, did_you_mean, digest_json
@@ -175,7 +175,7 @@ def check_same(
             try: check_distribution_compatibility(dist, space.dists[k])
             except ValueError: raise ParameterError(f"in the study {name} the space of {k} is another: {dist}", where='--study', remedy=remedy) from None
 
-# %% ../nbs/api/10b_study.ipynb #0d3c838b
+# %% ../nbs/api/10b_study.ipynb #e274b71f
 def open_study(
     storage,
     name:str,
@@ -189,7 +189,7 @@ def open_study(
     study = optuna.create_study(storage=storage, study_name=name, directions=[o.direction for o in goals], load_if_exists=True, **kwargs)
     if not about(study) and not study.get_trials(deepcopy=False):
         study.set_user_attr('mlops_nb', dict(facts, metrics=[o.metric for o in goals], addresses=space.addresses, begun=stamp()))
-        study.set_metric_names([o.metric for o in goals])
+        with warnings.catch_warnings(action='ignore'): study.set_metric_names([o.metric for o in goals]) # for the dashboard; Optuna calls it experimental
     check_same(study, goals, space)
     return study
 
@@ -246,11 +246,10 @@ def trial_params(study, trial)->dict:
     addresses = about(study).get('addresses') or {}
     return {**(about(study).get('given') or {}), **{addresses.get(k, k): v for k,v in trial.params.items()}}
 
-# %% ../nbs/api/10b_study.ipynb #887d84c8
+# %% ../nbs/api/10b_study.ipynb #a107842e
 def importances(study)->dict: # {parameter: share}, the largest first; {} while that can't be told
     "How much each parameter matters (PED-ANOVA, Watanabe et al. 2023)"
     optuna = load_optuna()
-    import warnings
     done = [o for o in study.get_trials(deepcopy=False) if o.state.name == 'COMPLETE']
     if len(done) < 4: return {}
     with warnings.catch_warnings():
