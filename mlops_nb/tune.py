@@ -194,7 +194,7 @@ def next_trial(t:Tuning): # an Optuna Trial, or None
         trial.set_user_attr('worker', t.worker)
         return trial
 
-# %% ../nbs/api/10d_tune.ipynb #bb36fae9
+# %% ../nbs/api/10d_tune.ipynb #a06badfc
 def begin(t:Tuning, trial):
     "Start the run that a trial is"
     given = t.space.given(trial.params)
@@ -205,7 +205,7 @@ def begin(t:Tuning, trial):
     trial.set_user_attr('run', run.id)
     t.active.append((trial, run))
     t.sch.runs.append(run)
-    t.tell('start', t, trial)
+    t.tell('start', t, trial.number)
 
 # %% ../nbs/api/10d_tune.ipynb #7a25d13e
 def of_trial(t:Tuning, id:str): 
@@ -220,7 +220,7 @@ def judge(t:Tuning, told:dict)->bool:
     t.sch.pruned.add(told['run'])
     return True
 
-# %% ../nbs/api/10d_tune.ipynb #6f6bff0a
+# %% ../nbs/api/10d_tune.ipynb #ad5b28f0
 def conclude(t:Tuning, trial, run:ActiveRun):
     "A trial's run is over: write it down and tell the study"
     from optuna.trial import TrialState
@@ -235,7 +235,7 @@ def conclude(t:Tuning, trial, run:ActiveRun):
     else:
         for o in t.bounds: trial.set_constraint(str(o), o.excess(metrics))
         t.study.tell(trial, [metrics[o.metric] for o in t.goals])
-    t.tell('end', t, trial)
+    t.tell('end', t, trial_row(t.study, t.study._storage.get_trial(trial._trial_id)))
 
 # %% ../nbs/api/10d_tune.ipynb #74ef76db
 def reason_of(
