@@ -82,11 +82,13 @@ def runs(self:Records,
     limit:int=20, # at most so many
     pipeline:str=None, # only of this pipeline
     status:str=None, # only of this status
+    study:str='', # only trials of this study; '': none of any study; None: all runs
 )->list: # newest first
     "The latest runs"
     import sqlalchemy as sa
     t = self.t.runs
     where = [t.c[k]==v for k,v in dict(pipeline=pipeline, status=status).items() if v]
+    if study is not None: where.append(t.c.study==study if study else t.c.study.is_(None))
     with self.db.read() as c: return as_rows(c.execute(sa.select(t).where(*where).order_by(t.c.started.desc(), t.c.id.desc()).limit(limit)))
 
 # %% ../nbs/api/03d_records.ipynb #07719978

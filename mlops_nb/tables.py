@@ -24,6 +24,7 @@ run_columns = dict(
     git_commit=str, git_dirty=bool, # of the project
     username=str, host=str, pid=int, env=str, # env: environment of settings.ini
     settings=dict, # secrets masked by the caller
+    study=str, trial=int, # of which it is a trial, where it is one
     error=dict,
     owner=dict, beat=str) # the process that runs it, and its last sign of life
 
@@ -56,9 +57,9 @@ claim_columns = dict(fingerprint=str, owner=dict, taken=str, beat=str)
 environment_columns = dict(digest=str, packages=dict, created=str)
 
 # %% ../nbs/api/03c_tables.ipynb #c2803713
-version = 2
+version = 3
 tables = dict(
-    runs=Table(run_columns, indexes=(('started',), ('status',))),
+    runs=Table(run_columns, indexes=(('started',), ('status',), ('study',))),
     stage_runs=Table(stage_columns, indexes=(('fingerprint','status','ended'), ('pipeline','stage','status','ended'), ('run_id',))),
     artifacts=Table(artifact_columns, key=('digest',)),
     edges=Table(edge_columns, key=('stage_run_id','direction','param','digest'), indexes=(('digest',),)),

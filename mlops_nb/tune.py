@@ -401,13 +401,13 @@ def plan_study(
     check_metrics(t.names + ([t.until.metric] if t.until else []), t.judged_stages, ws.ledger.lasts(p.name))
     return t
 
-# %% ../nbs/api/10d_tune.ipynb #3d06dd18
+# %% ../nbs/api/10d_tune.ipynb #1065bf33
 def noted(t:Tuning, command:str): 
     "A function that says what each trial's run has in the ledger besides its parameters"
     settings,git = t.ws.settings, git_state(t.ws.settings.root)
     t.ws.ledger.keep_environment(environment_digest(), environment())
-    common = dict(seed=settings.seed, engine=settings.engine, environment=environment_digest(), study=t.study.study_name)
-    return lambda number: dict(command=command, env=settings.env, settings=dict(common, trial=number), **git)
+    common = dict(seed=settings.seed, engine=settings.engine, environment=environment_digest())
+    return lambda number: dict(command=command, env=settings.env, settings=common, study=t.study.study_name, trial=number, **git)
 
 # %% ../nbs/api/10d_tune.ipynb #6acf182f
 def open_for(
