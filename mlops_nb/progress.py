@@ -103,16 +103,20 @@ def study_listener():
     out = console(stderr=True)
     return (StudyBars if out.is_terminal else StudyLines)(out)
 
-# %% ../nbs/api/10e_progress.ipynb #6ec35970
+# %% ../nbs/api/10e_progress.ipynb #8f41d0a5
 def trials_table(
     rows:list, # from `trial_row`
     most:int=10, # how many
 ):
-    "Trials as a table"
+    "Trials as a table; the end of a run's id is enough to name it"
     from rich.markup import escape
-    cells = [(str(o['number']), styled(state_styles[o['state']], o['state']), metrics_text(o['values']) or escape(o['reason'] or ''), escape(values_text(o['params'])),
-              seconds(o['seconds']) if o['seconds'] is not None else '', o['run'] or '') for o in rows[:most]]
-    return table('', 'trial', 'state', 'value', 'parameters', 'time', 'run', rows=cells, right=('trial','time'))
+    def keys(of): return list(dict.fromkeys(k for o in rows[:most] for k in o[of]))
+    goals,names = keys('values') or ['value'], keys('params')
+    def told(o, k): return escape(number(o[k]) if isinstance(o.get(k), float) else str(o.get(k, '')))
+    def value(o): return [told(o['values'], k) for k in goals] if o['values'] else [styled(state_styles[o['state']], escape(o['reason'] or o['state'].lower()))] + ['']*(len(goals)-1)
+    cells = [(str(o['number']), *value(o), *(told(o['params'], k) for k in names), seconds(o['seconds']) if o['seconds'] is not None else '', (o['run'] or '')[-8:])
+             for o in rows[:most]]
+    return table('', 'trial', *goals, *names, 'time', 'run', rows=cells, right=('trial','time',*goals,*names))
 
 # %% ../nbs/api/10e_progress.ipynb #c2b96f75
 def ranked(r)->list: # of rows
