@@ -5,8 +5,8 @@ PACKAGE  = mlops_nb
 PIPELINE = flights
 # the extras of pyproject.toml that are locked and installed
 EXTRAS   = examples tune lab proven dev
-# folders of nbs/ whose notebooks are run as stages, not tested as lessons
-STAGES   = pipelines|benchmarks
+# folders of nbs/ whose notebooks are run as stages, or by tests/, and not tested as lessons
+STAGES   = pipelines|benchmarks|tutorials
 
 # How it is made
 PYTHON ?= python3.11 python3.12 python3.13 python3

@@ -6,7 +6,7 @@ import pytest
 from scratch import Project
 
 flights = Path(__file__).resolve().parents[1]/'nbs'/'pipelines'/'flights'
-small = [o for kv in ('months=5,6', 'test_month=6', 'train_window=1') for o in ('-p', kv)]
+small = [o for kv in ('months=5,6', 'test_month=6', 'train_window=1', 'valid_days=10') for o in ('-p', kv)]
 
 
 @pytest.fixture
