@@ -65,11 +65,12 @@ def export():
 
 
 class Build(build_py):
-    "Also packs the files that a new project is made from, where pyproject.toml lists them: they are said once, at the root"
+    "Also packs the files that a new project is made from and the notebooks of reports, where pyproject.toml lists them: they are said once, at the root"
     def run(self):
         super().run()
         if self.editable_mode: return # a clone has them already
-        for name in pyproject['tool'].get(lib, {}).get('template', []):
+        listed = pyproject['tool'].get(lib, {})
+        for name in listed.get('template', []) + listed.get('packed', []):
             for f in [root/name] if (root/name).is_file() else sorted((root/name).rglob('*.ipynb')):
                 self.copy_to(f, Path(self.build_lib, lib, 'template', f.relative_to(root)))
 
