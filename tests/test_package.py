@@ -111,6 +111,19 @@ def test_the_wheel_holds_what_a_project_is_made_from(wheel):
     assert {k: v for k, v in files.items() if (root/k).read_bytes() != v} == {}
 
 
+def test_the_wheel_holds_the_notebooks_of_reports(wheel, tmp_path):
+    "and finds them there; a new project has none of them"
+    run(sys.executable, '-m', 'uv', 'pip', 'install', '-q', '--no-deps', '--target', tmp_path/'site', wheel, cwd=tmp_path)
+    code = '''
+import mlops_nb.new as n, mlops_nb.report as r
+from types import SimpleNamespace
+print(r.report_notebook(SimpleNamespace(nbs="nowhere")))
+assert not [o for o in n.template_files(n.library_root()) if "reports" in o]
+'''
+    found = Path(run(sys.executable, '-c', code, cwd=tmp_path, PYTHONPATH=str(tmp_path/'site')).stdout.strip())
+    assert found.is_relative_to(tmp_path/'site') and found.read_bytes() == (root/'nbs'/'reports'/'study.ipynb').read_bytes()
+
+
 def test_a_wheel_and_a_clone_make_the_same_project(wheel, tmp_path):
     run(sys.executable, '-m', 'uv', 'pip', 'install', '-q', '--no-deps', '--target', tmp_path/'site', wheel, cwd=tmp_path)
     code = '''
