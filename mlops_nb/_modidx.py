@@ -25,6 +25,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mlops_nb.cli.tell_error': ('api/cli.html#tell_error', 'mlops_nb/cli.py'),
                               'mlops_nb.cli.tell_results': ('api/cli.html#tell_results', 'mlops_nb/cli.py'),
                               'mlops_nb.cli.tune': ('api/cli.html#tune', 'mlops_nb/cli.py'),
+                              'mlops_nb.cli.ui': ('api/cli.html#ui', 'mlops_nb/cli.py'),
                               'mlops_nb.cli.worst': ('api/cli.html#worst', 'mlops_nb/cli.py')},
             'mlops_nb.code': { 'mlops_nb.code.CodeIndex': ('api/code.html#codeindex', 'mlops_nb/code.py'),
                                'mlops_nb.code.CodeIndex.__init__': ('api/code.html#codeindex.__init__', 'mlops_nb/code.py'),

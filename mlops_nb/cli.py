@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Env', 'Json', 'Params', 'ParamsFile', 'Pairs', 'PipelineName', 'RunId', 'assignments', 'read_params_file',
            'given', 'print_json', 'settings_of', 'new', 'run', 'of_trial', 'worst', 'tell_results', 'next_steps',
-           'duration', 'first_trials', 'tune', 'studies', 'study', 'plan', 'runs', 'show', 'logs', 'findings_table',
-           'doctor', 'tell_error', 'main']
+           'duration', 'first_trials', 'tune', 'studies', 'study', 'ui', 'plan', 'runs', 'show', 'logs',
+           'findings_table', 'doctor', 'tell_error', 'main']
 
 # %% ../nbs/api/21_cli.ipynb #27cabaaf
 import json, os, sys
@@ -213,6 +213,7 @@ def studies(env:Env=None, as_json:Json=False):
 @app.command()
 def study(
     name:Annotated[str, typer.Argument(help='name of a study', metavar='STUDY')],
+    report:Annotated[bool, typer.Option('--report', help='make a page of it, to read and to send')]=False,
     env:Env=None,
     as_json:Json=False,
 ):
@@ -223,10 +224,28 @@ def study(
     from mlops_nb.tune import result_of
     settings = settings_of(env)
     r = result_of(load_study(open_storage(settings.studies), name))
-    if as_json: return print_json(r.as_json())
+    page = []
+    if report:
+        from mlops_nb.report import study_report
+        page = [os.path.relpath(o) for o in study_report(settings, name)]
+    if as_json: return print_json(r.as_json() | (dict(report=page) if page else {}))
     out = console()
+    if page: return out.print(f"The page: {page[1]}\nThe notebook that made it: {page[0]}", soft_wrap=True)
     tell_study(out, r)
     for o in study_steps(r): out.print(o, soft_wrap=True)
+
+# %% ../nbs/api/21_cli.ipynb #416ca34e
+@app.command()
+def ui(
+    studies:Annotated[bool, typer.Option('--studies', help="Optuna's dashboard over the studies")]=False,
+    host:Annotated[str, typer.Option(help='address to listen on; others than this machine can reach it only if you name one', metavar='ADDRESS')]='127.0.0.1',
+    port:Annotated[int, typer.Option(min=0, max=65535, help='port to listen on; the next free one is taken')]=8080,
+    env:Env=None,
+):
+    "Look at what was recorded, in a browser."
+    if not studies: raise ParameterError("nothing to look at is named", where='command line', remedy="mlops-nb ui --studies")
+    from mlops_nb.dashboard import studies_ui
+    studies_ui(settings_of(env), host, port)
 
 # %% ../nbs/api/21_cli.ipynb #5797c29f
 @app.command()
