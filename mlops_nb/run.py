@@ -401,11 +401,10 @@ def start_runs(ws:Workspace, pipeline, params:dict, each:dict, only:list, force:
     if not isinstance(params or {}, dict): raise ParameterError(f"parameters are {{name: value}}, not {type(params).__name__}", remedy="give a dict")
     combos = each_params(pipeline, each or {})
     bound = [bind_pipeline(pipeline, {**(params or {}), **o}) for o in combos]
-    index,runs = None,[]
+    runs = []
     for i,p in enumerate(bound):
         only_ = [find_stage(p, o) for o in ([only] if isinstance(only, str) else only or ())]
-        planner = Planner(ws, p, (only_ or p.stages) if force else (), index)
-        index = planner.index
+        planner = Planner(ws, p, (only_ or p.stages) if force else ())
         runs.append(ActiveRun(planner, only_, i==len(bound)-1, combos[i]))
         if only_: take_cached(runs[-1], only_)
     return runs
