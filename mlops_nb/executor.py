@@ -82,18 +82,19 @@ class Nest:
 # %% ../nbs/api/08_executor.ipynb #b2c54b90
 class Running:
     "A job in a worker"
-    result = None
-    def __init__(self, job:dict, conn:Connection):
-        self.job,self.conn,self.start,self.oom,self.cancelled = job,conn,time.monotonic(),oom_kills(),False
+    result,said_last,taken,over = None,'',False,False # taken: has the worker begun? over: will it say no more?
+    def __init__(self, job:dict, conn:Connection, again:bool=False): # again: had the worker done others before?
+        self.job,self.again,self.conn,self.start,self.oom,self.cancelled = job,again,conn,time.monotonic(),oom_kills(),False
 
     def said(self)->list: # of (kind, data)
         "What the worker said since"
         res = []
         try:
             while self.conn.poll(): res.append(self.conn.recv())
-        except (EOFError,OSError): pass # it may have been killed in the middle of a word
-        self.result = next((data for kind,data in res if kind=='done'), self.result)
-        return [o for o in res if o[0]!='done']
+        except (EOFError,OSError): self.over = True # it may have been killed in the middle of a word
+        self.taken = self.taken or bool(res)
+        if res and res[-1][0] in ('done','free'): self.said_last,self.result = res.pop()
+        return [o for o in res if o[0]!='took']
 
     def outcome(self, code:int, log:str='')->dict: # a result
         "The result it gave, else what its end says"
@@ -108,7 +109,7 @@ class Running:
 class Crew:
     "The workers that run, and their nursery"
     def __init__(self, folder, coming=list): # coming: says what the notebooks import that will be executed
-        self.folder,self.coming,self.nest,self.workers,self.count = folder,coming,None,{},0 # number → Running
+        self.folder,self.coming,self.nest,self.workers,self.idle,self.count = folder,coming,None,{},{},0 # number → Running; number → connection
 
     def hatch(self, job:dict)->Nest:
         "A nursery that suits `job`"
@@ -117,34 +118,67 @@ class Crew:
 
     def start(self, job:dict):
         "Start a worker for `job`"
+        told = {'tmp': self.folder, **job}
+        if self._hire(job, told): return
         self.nest = self.nest or self.hatch(job)
         conn = self.nest.start(self.count + 1)
         self.count += 1
         self.workers[self.count] = Running(job, conn)
-        with suppress(OSError): conn.send({'tmp': self.folder, **job}) # if nobody is there, `hear` will hear of it
+        with suppress(OSError): conn.send(told) # if nobody is there, `hear` will hear of it
+
+    def _hire(self, job:dict, told:dict)->bool:
+        "Give `job` to a worker that waits, if there is one"
+        while self.idle:
+            n,conn = self.idle.popitem()
+            with suppress(OSError):
+                if not conn.poll(): # else it has left
+                    conn.send(told)
+                    self.workers[n] = Running(job, conn, again=True)
+                    return True
+            conn.close()
+        return False
 
     def hear(self, timeout:float=None)->list:
-        "What was said until now, by whom: wait for the first word"
-        ready = wait_for([self.nest, *(o.conn for o in self.workers.values() if not o.conn.closed)], timeout)
+        "What was said until now, by whom: wait for the first word that is of interest"
+        end = None if timeout is None else time.monotonic()+timeout
+        while self.workers:
+            ready = wait_for([self.nest, *(o.conn for o in self.workers.values() if not o.conn.closed)], end and max(0, end-time.monotonic()))
+            if (res := self._heard(ready)) or not ready: return res
+        return []
+
+    def _heard(self, ready:list)->list:
+        "What those who have something to say have said"
         res = []
-        for o in [o for o in self.workers.values() if o.conn in ready]:
+        for n,o in [(n, o) for n,o in self.workers.items() if o.conn in ready]:
             said = o.said()
-            if o.result or not said: o.conn.close()
             res += [(kind, o.job['id'], data) for kind,data in said]
+            if o.said_last=='free': res.append(self._freed(n))
+            elif o.result or o.over: o.conn.close()
         return res + (self._ended() if self.nest in ready else [])
+
+    def _freed(self, n:int)->tuple:
+        "A worker may take another job"
+        worker = self.workers.pop(n)
+        self.idle[n] = worker.conn
+        return 'done', worker.job['id'], worker.result
 
     def _ended(self)->list:
         "A worker has ended, or the nursery with all of them"
         if end := self.nest.ended(): return self._close(*end)
         nest,self.nest = self.nest,None
         code,log = nest.close(),nest.words()
+        self._dismiss()
         return [o for n in list(self.workers) for o in self._close(n, code, log)]
 
     def _close(self, n:int, code:int, log:str='')->list:
         "The last words of a worker, and its result"
+        if n in self.idle: self.idle.pop(n).close()
+        if n not in self.workers: return []
         worker = self.workers.pop(n)
         last = [] if worker.conn.closed else worker.said()
         worker.conn.close()
+        if worker.again and not worker.taken and not worker.cancelled:
+            with suppress(OSError): return self.start(worker.job) or []
         if not worker.result: sweep([worker.job['id']])
         result = worker.outcome(code, log or (self.nest.words() if self.nest else ''))
         return [*((kind, worker.job['id'], data) for kind,data in last), ('done', worker.job['id'], result)]
@@ -155,10 +189,15 @@ class Crew:
             self.workers[n].cancelled = True
             with suppress(OSError): self.nest.kill(n)
 
+    def _dismiss(self):
+        "Let go of the workers that wait"
+        while self.idle: self.idle.popitem()[1].close()
+
     def stop(self):
         "End all of them"
         ids = [o.job['id'] for o in self.workers.values()]
         if self.nest: self.nest.close()
+        self._dismiss()
         for o in self.workers.values(): o.conn.close()
         if ids: sweep(ids)
         self.nest,self.workers = None,{}
