@@ -9,7 +9,7 @@ __all__ = ['app', 'Env', 'Json', 'Params', 'ParamsFile', 'Pairs', 'PipelineName'
            'findings_table', 'doctor', 'tell_error', 'main']
 
 # %% ../nbs/api/21_cli.ipynb #27cabaaf
-import json, os, sys
+import json, os, signal, sys
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -362,6 +362,7 @@ def main():
     "The command `mlops-nb`"
     try: app()
     except MlopsError as e:
+        if isinstance(e, Stopped): signal.signal(signal.SIGINT, signal.SIG_IGN) # once more changes nothing
         tell_error(e, '--json' in sys.argv)
         sys.exit(e.exit_code)
     except KeyboardInterrupt: sys.exit(130)
