@@ -12,6 +12,7 @@ __all__ = ['default_engine', 'forms', 'marks', 'scrubber', 'load_prepared', 'fin
 import base64, html, json, math, os, re, resource, shutil, signal, sys, tempfile
 import threading, time, traceback, urllib.parse, warnings
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from .config import known_keys
@@ -142,16 +143,20 @@ def job_environment(job:dict, folder:Path)->dict:
                 JUPYTER_RUNTIME_DIR=str(folder/'run'), IPYTHONDIR=str(Path(job.get('tmp') or folder)/'ipython')) | (job.get('env') or {})
 
 # %% ../nbs/api/05_engine.ipynb #f9a491db
+@cache
+def _tells()->bool: return os.path.exists('/proc/self/environ')
+
 def mark_of(
     pid:int, # process id
 )->str: # stage run id, or nothing
     "The stage run that started a process"
     try:
-        if not os.path.exists('/proc/self/environ'):
+        if not _tells():
             import psutil
             return psutil.Process(pid).environ().get('MLOPS_STAGE_RUN', '')
-        with open(f'/proc/{pid}/environ', 'rb') as f: values = f.read().split(b'\0')
-        return next((o.split(b'=', 1)[1].decode() for o in values if o.startswith(b'MLOPS_STAGE_RUN=')), '')
+        with open(f'/proc/{pid}/environ', 'rb', 0) as f: said = f.read()
+        if b'MLOPS_STAGE_RUN=' not in said: return ''
+        return next((o.split(b'=', 1)[1].decode() for o in said.split(b'\0') if o.startswith(b'MLOPS_STAGE_RUN=')), '')
     except Exception: return '' # gone meanwhile, or somebody else's
 
 # %% ../nbs/api/05_engine.ipynb #acb1eb51
@@ -176,7 +181,7 @@ def sweep(
         for pid in left:
             with suppress(OSError): os.kill(pid, signal.SIGKILL)
         killed |= set(left)
-        time.sleep(0.005)
+        if left: time.sleep(0.005)
     return len(killed)
 
 # %% ../nbs/api/05_engine.ipynb #5989a007

@@ -64,9 +64,10 @@ class Planner:
         ws:Workspace,
         pipeline:Pipeline, # bound to its values
         force=(), # names of stages that shall run in any case
+        index=None, # a CodeIndex to share, if not that of the workspace
     ):
         self.ws,self.pipeline,self.forced = ws,pipeline,set(force)
-        self.index = self.read_code()
+        self.index = index or self.read_code()
         self._check_places()
         self.sources = {o: self._open(o) for o in pipeline.stages}
         self.lasts = ws.ledger.lasts(pipeline.name)

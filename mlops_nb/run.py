@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['StageResult', 'way_of', 'RunResult', 'ActiveRun', 'git_state', 'Scheduler', 'make_again', 'accept', 'accept_cached',
-           'look_again', 'inputs_whole', 'try_start', 'release', 'launch', 'start_ready', 'fail', 'not_started',
-           'finish', 'under_way', 'turn', 'drive', 'heartbeat', 'shared_ledger', 'on_signals', 'signals_as_interrupt',
-           'stop', 'clean_up_after_the_dead', 'each_values', 'each_params', 'take_cached', 'start_runs',
-           'without_secrets', 'note_start', 'coming', 'execute_runs', 'check_engine', 'run']
+           'look_again', 'inputs_whole', 'try_start', 'release', 'launch', 'is_waiting', 'start_ready', 'fail',
+           'not_started', 'finish', 'under_way', 'turn', 'drive', 'heartbeat', 'shared_ledger', 'on_signals',
+           'signals_as_interrupt', 'stop', 'clean_up_after_the_dead', 'each_values', 'each_params', 'take_cached',
+           'start_runs', 'without_secrets', 'note_start', 'coming', 'execute_runs', 'check_engine', 'run']
 
 # %% ../nbs/api/09_run.ipynb #edb42b92
 import math, shutil, signal, subprocess, tempfile, threading, time
@@ -227,8 +227,13 @@ def launch(sch:Scheduler, run:ActiveRun, step):
     sch.tell('start', run, step.stage, step)
 
 # %% ../nbs/api/09_run.ipynb #dcf02e9a
+def is_waiting(sch:Scheduler, run:ActiveRun)->bool: 
+    "Is there no place, and nothing that needs none? Asked of every run whenever anything happens, so it has to be quick"
+    return len(sch.flying) >= sch.jobs and all(o in run.steps and run.steps[o].status == 'run' for o in run.pending)
+
 def start_ready(sch:Scheduler, run:ActiveRun)->bool: 
     "Accept or start what is ready; has anything moved?"
+    if is_waiting(sch, run): return False
     now = time.monotonic()
     ready = [o for o in run.ready if sch.waits.get((run.id, o), 0) <= now]
     new = [o for o in ready if o not in run.steps]

@@ -205,10 +205,10 @@ def in_kernel(project):
 
 
 def crew(project):
-    "The nursery, and the worker that it has forked"
+    "The nursery, and the worker that is at work: it is where its notebook is executed"
     found = [o for o in project.processes() if 'mlops_nb.worker' in ' '.join(o.cmdline())]
     nursery, = (o for o in found if o.ppid() not in [p.pid for p in found])
-    worker, = (o for o in found if o.ppid() == nursery.pid)
+    worker, = (o for o in found if o.ppid() == nursery.pid and o.cwd() == str(project.folder))
     return nursery, worker
 
 
