@@ -377,6 +377,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlops_nb.executor.Running.__init__': ('api/executor.html#running.__init__', 'mlops_nb/executor.py'),
                                    'mlops_nb.executor.Running.outcome': ('api/executor.html#running.outcome', 'mlops_nb/executor.py'),
                                    'mlops_nb.executor.Running.said': ('api/executor.html#running.said', 'mlops_nb/executor.py'),
+                                   'mlops_nb.executor.ends': ('api/executor.html#ends', 'mlops_nb/executor.py'),
                                    'mlops_nb.executor.held_folder': ('api/executor.html#held_folder', 'mlops_nb/executor.py'),
                                    'mlops_nb.executor.sweep_folders': ('api/executor.html#sweep_folders', 'mlops_nb/executor.py'),
                                    'mlops_nb.executor.sweep_orphans': ('api/executor.html#sweep_orphans', 'mlops_nb/executor.py')},
