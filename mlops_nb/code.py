@@ -520,7 +520,8 @@ def trace(
     if id(nb) not in index._traced: 
         with index.looking(): traced = _trace(nb, index)
         index._traced[id(nb)] = (nb, traced) # the notebook is kept, so that its id is
-    return index._traced[id(nb)][1]
+    found,passed = index._traced[id(nb)][1]
+    return dict(found), passed # the caller may do with it what it likes
 
 # %% ../nbs/api/02b_code.ipynb #bc4f9299
 def _trace(nb:Notebook, index:CodeIndex)->tuple:
