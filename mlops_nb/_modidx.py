@@ -521,6 +521,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlops_nb.kernel.adopt_orphans': ('api/kernel.html#adopt_orphans', 'mlops_nb/kernel.py'),
                                  'mlops_nb.kernel.be_seen_by': ('api/kernel.html#be_seen_by', 'mlops_nb/kernel.py'),
                                  'mlops_nb.kernel.die_with_parent': ('api/kernel.html#die_with_parent', 'mlops_nb/kernel.py'),
+                                 'mlops_nb.kernel.distrust_young_copies': ('api/kernel.html#distrust_young_copies', 'mlops_nb/kernel.py'),
                                  'mlops_nb.kernel.give_secrets': ('api/kernel.html#give_secrets', 'mlops_nb/kernel.py'),
                                  'mlops_nb.kernel.kernel_command': ('api/kernel.html#kernel_command', 'mlops_nb/kernel.py'),
                                  'mlops_nb.kernel.look_beside_notebook': ('api/kernel.html#look_beside_notebook', 'mlops_nb/kernel.py'),

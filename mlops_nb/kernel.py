@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['die_with_parent', 'adopt_orphans', 'be_seen_by', 'seed_all', 'give_secrets', 'read_secrets', 'secret', 'secrets_pipe',
-           'seed_before_first_cell', 'look_beside_notebook', 'main', 'kernel_command']
+           'seed_before_first_cell', 'look_beside_notebook', 'distrust_young_copies', 'main', 'kernel_command']
 
 # %% ../nbs/api/04a_kernel.ipynb #0559d9b8
-import ctypes, faulthandler, importlib.abc, importlib.util, json, os, random, signal, sys, threading
+import ctypes, faulthandler, importlib.abc, importlib.machinery, importlib.util, json, os, random, signal, sys, threading, time
 from contextlib import contextmanager
 from .core import ConfigError, did_you_mean
 
@@ -121,11 +121,27 @@ def look_beside_notebook(
     if '' in path: return
     path.insert(next((i for i,o in enumerate(path) if os.path.basename(o) in ('site-packages','dist-packages')), 0), '')
 
+# %% ../nbs/api/04a_kernel.ipynb #2ba9c6d4
+def distrust_young_copies(
+    young:float=2., # seconds, more than the coarsest clock is off
+):
+    "From now on, import a module from its source if that was changed a moment ago"
+    loader = importlib.machinery.SourceFileLoader
+    usual = loader.get_code
+    def get_code(self, fullname):
+        path = self.get_filename(fullname)
+        try: old = time.time()-os.stat(path).st_mtime > young
+        except OSError: old = True
+        return usual(self, fullname) if old else self.source_to_code(self.get_data(path), path)
+    loader.get_code = get_code
+
+
 # %% ../nbs/api/04a_kernel.ipynb #4667e402
 def main():
     "Run an IPython kernel until it is told to stop"
     die_with_parent(int(os.environ.pop('MLOPS_WORKER')))
     read_secrets()
+    distrust_young_copies()
     faulthandler.enable(os.fdopen(os.dup(2), 'w'))
     sys.modules['debugpy'] = None
     import ipykernel.debugger

@@ -10,7 +10,7 @@ import os, signal, socket, sys, time, traceback
 
 from .core import digest_json
 from .fork import compact, watch
-from .kernel import adopt_orphans
+from .kernel import adopt_orphans, distrust_young_copies
 from .reads import unchanged
 from .shared import assignments, differing, shared_cells, split
 from .shell import Stream, make_kernel, rehearse, roomy
@@ -276,6 +276,7 @@ def main(
     sys.path[:] = [o for o in sys.path if o]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     adopt_orphans()
+    distrust_young_copies()
     watch()
     os.environ['MPLBACKEND'] = os.environ.get('MPLBACKEND') or 'module://matplotlib_inline.backend_inline' # read when Matplotlib is imported
     kernel = make_kernel({'stdout': Stream('stdout', 1), 'stderr': Stream('stderr', 2)})
