@@ -345,7 +345,7 @@ def _perform(job:dict, play, kernel:str):
 
 # %% ../nbs/api/05_engine.ipynb #b4d7d872
 def execute(
-    job:dict, # id, notebook, output; optional: cwd, seed, engine, secrets, timeout and start_timeout (s), env, tmp, memory and differ (see `Play`)
+    job:dict, # id, notebook, output; optional: cwd, seed, engine, secrets, timeout and start_timeout (s), env, tmp, memory, differ and passing (see `Play`)
     on_event=None, # called with each event, a dict
     owner=None, # lends connections to warm processes; default: this process has its own
 )->dict: # status, error, seconds, cpu_seconds, peak_mb, pss_mb, engine, rung, why, shared_cells
@@ -357,7 +357,7 @@ def execute(
     oom,error,meter = oom_kills(),None,Meter()
     with private_folder(job.get('tmp')) as folder, environment_variables(job_environment(job, folder)):
         play = Play(folder, job['output'], job.get('secrets'), scrub, on_event or (lambda event: None), meter.ask, meter.follow,
-                    owner, job.get('memory'), job.get('differ'))
+                    owner, job.get('memory'), differ=job.get('differ'), passing=job.get('passing', False))
         give_secrets(job.get('secrets') or {})
         try:
             with meter: _perform(job, play, kernel)

@@ -40,11 +40,12 @@ class Play:
         started=lambda pid: None, # called with the kernel's process id
         owner=None, # lends connections to warm processes
         memory=None, # folder in which it is kept which notebooks need a fresh kernel
+        passing=False, # is the executed notebook on its way to somewhere else? then it needn't reach the disk here
         differ=None, # names of parameters that differ between this and other executions; None: there are no others
     ):
         self.folder,self.output,self.secrets = Path(folder),output,secrets or {}
         self.scrub,self.emit,self.sample,self.started = scrub,emit,sample,started
-        self.owner,self.memory,self.differ = owner,memory,differ
+        self.owner,self.memory,self.differ,self.passing = owner,memory,differ,passing
         self.log = self.folder/'kernel.log'
 
     def forked(self, fork):
@@ -138,8 +139,8 @@ class Manager(Sparing):
         with writing(self.play.output, 'the executed notebook'): self._write(notebook_bytes(self.nb))
 
     def _write(self, data:bytes):
-        "Replace the file: for good at the end, quickly before"
-        if self.end_time: return atomic_write(self.play.output, data)
+        "Replace the file: for good at the end, quickly before and where it doesn't stay"
+        if self.end_time and not self.play.passing: return atomic_write(self.play.output, data)
         tmp = self.play.folder/'running.ipynb'
         if os.stat(self.play.folder).st_dev != os.stat(Path(self.play.output).parent).st_dev: tmp = Path(f'{self.play.output}.tmp')
         tmp.write_bytes(data)

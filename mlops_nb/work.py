@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from .core import LedgerError, MlopsError, ParameterError, StageError, StoreError, atomic_copy, new_id, writing
 from .engine import metrics_of
-from .notebook import inject, read_notebook, write_notebook
+from .notebook import inject, read_notebook
 from .parameters import injected_source
 from .pipeline import addressed
 from .plan import Planner, Step, Workspace
@@ -172,7 +172,7 @@ def write_prepared(work:Work)->Path:
         work.folder.mkdir(parents=True, exist_ok=True)
         work.lock = hold(work.folder)
         for k in work.stage.outs: work.out(k).parent.mkdir(parents=True, exist_ok=True)
-        write_notebook(dest, inject(work.stage.nb, injected_source({**paths(work), **plain}, work.secrets)))
+        dest.write_text(json.dumps(inject(work.stage.nb, injected_source({**paths(work), **plain}, work.secrets))), 'utf-8') # needn't outlive this process
     return dest
 
 # %% ../nbs/api/08a_work.ipynb #639ff3d7
@@ -213,7 +213,7 @@ def start_work(
         components=work.step.components, cause='; '.join(work.step.causes), engine=settings.engine, params=param_values(stage),
         inputs=input_rows(work))
     return dict(id=work.id, notebook=str(write_prepared(work)), output=str(work.folder/'executed.ipynb'), cwd=str(stage.folder),
-        seed=settings.seed, engine=settings.engine, secrets=work.secrets, memory=str(settings.state/'rungs'), differ=differing(work))
+        seed=settings.seed, engine=settings.engine, secrets=work.secrets, memory=str(settings.state/'rungs'), differ=differing(work), passing=True)
 
 # %% ../nbs/api/08a_work.ipynb #7985f952
 def keep_notebook(work:Work):
