@@ -6,7 +6,8 @@
 __all__ = ['load_optuna', 'read_space', 'bounds', 'check_distribution', 'Space', 'make_space']
 
 # %% ../nbs/api/10_space.ipynb #88157a68
-import ast, builtins
+import ast, sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from .core import ConfigError, NotebookError, ParameterError, did_you_mean
 from .notebook import Cell, cell_tree
@@ -39,11 +40,12 @@ def _cell_code(stage, cell:Cell)->ast.Module:
 def _execute(stage, cell:Cell)->dict: # the names that it defined
     "Execute the tune cell; what it raises is one clear error"
     names = {k: stage.values.get(k, p.default) for k,p in stage.params.items() if not p.is_expr and p.type.name != 'Secret'}
-    try: exec(compile(_cell_code(stage, cell), '<the tune cell>', 'exec'), names)
+    try:
+        with redirect_stdout(sys.stderr): exec(compile(_cell_code(stage, cell), '<the tune cell>', 'exec'), names) # what we print may be JSON
     except NotebookError: raise
     except NameError as e: raise NotebookError(f"the tune cell uses {e.name}, which it doesn't know", where=stage.nb.where(cell),
         remedy="it may use what it imports or cells above import, and parameters") from e
-    except Exception as e: raise NotebookError(f"the space can't be made: {type(e).__name__}: {e}", where=stage.nb.where(cell), remedy="correct the cell") from e
+    except (Exception,SystemExit) as e: raise NotebookError(f"the space can't be made: {type(e).__name__}: {e}", where=stage.nb.where(cell), remedy="correct the cell") from e
     return names
 
 # %% ../nbs/api/10_space.ipynb #8ad6f575
@@ -87,6 +89,9 @@ def check_distribution(stage, cell:Cell, name:str, dist):
     _check_param(p, where)
     if hasattr(dist, 'low') and p.type.name == 'int' and type(dist).__name__ != 'IntDistribution':
         raise NotebookError(f"{name} must be int, and {dist} also has other numbers", where=where, remedy=f"use IntDistribution({dist.low:g}, {dist.high:g})")
+    if odd := next((o for o in getattr(dist, 'choices', ()) if type(o) not in (bool,int,float,str,type(None))), None):
+        raise NotebookError(f"{name} has the choice {odd!r:.60}, a {type(odd).__name__}, which a study can't keep", where=where,
+            remedy="write dates as text, '2013-07-04'; let a parameter with a name choose among other things")
     for v in bounds(dist):
         try: check_value(p.type, v)
         except ValueError as e: raise NotebookError(f"{name} must be {p.type}, and the space has {e}", where=where, remedy="correct the distribution, or the annotation") from e
