@@ -67,6 +67,7 @@ class Bound:
     def holds(self, metrics:dict)->bool: 
         "Is the metric there, and does it keep the bound?"
         v = metrics.get(self.metric)
+        if v is not None: v = float(v) # what was kept as JSON may be 'inf'
         return v is not None and {'<=': v <= self.number, '>=': v >= self.number, '<': v < self.number, '>': v > self.number}[self.sign]
 
 # %% ../nbs/api/10a_goal.ipynb #93c2e687
@@ -135,5 +136,7 @@ def why_no_value(
     "What keeps a run from having the values that a study needs"
     for o in names:
         if o not in metrics: return f"{o} was not recorded" + (f"; recorded: {', '.join(sorted(k for k in metrics if '.' not in k))}" if metrics else '')
-        if math.isnan(metrics[o]): return f"{o} is not a number (NaN)"
+        try: nan = math.isnan(metrics[o])
+        except OverflowError: return f"{o} is a whole number beyond what a float can hold"
+        if nan: return f"{o} is not a number (NaN)"
     return ''

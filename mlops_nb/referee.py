@@ -6,7 +6,7 @@
 __all__ = ['Hearing', 'Referee', 'counts', 'judged']
 
 # %% ../nbs/api/10c_referee.ipynb #af003908
-import json, os, socket, socketserver, threading
+import json, math, os, socket, socketserver, threading
 from contextlib import suppress
 from pathlib import Path
 from .contract import tune_variable
@@ -15,7 +15,7 @@ from .contract import tune_variable
 class Hearing(socketserver.StreamRequestHandler):
     "One report, and its answer"
     def handle(self):
-        with suppress(ValueError, OSError): self.wfile.write(b'prune\n' if self.server.judge(json.loads(self.rfile.readline(10_000))) else b'go on\n')
+        with suppress(Exception): self.wfile.write(b'prune\n' if self.server.judge(json.loads(self.rfile.readline(10_000))) else b'go on\n')
 
 # %% ../nbs/api/10c_referee.ipynb #a0f42b81
 class Referee(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -55,6 +55,6 @@ def judged(
 )->bool:
     "Take a report into the study; should the trial be pruned?"
     value = float(told['value'])
-    if not counts(metric, told['name']) or value != value or told['step'] < 0: return False
+    if not counts(metric, told['name']) or not math.isfinite(value) or not 0 <= told['step'] < 2**31: return False
     if told['step'] not in trial.storage.get_trial(trial._trial_id).intermediate_values: trial.report(value, told['step'])
     return trial.should_prune()
