@@ -6,7 +6,7 @@
 __all__ = ['load_optuna', 'read_space', 'bounds', 'check_distribution', 'Space', 'make_space']
 
 # %% ../nbs/api/10_space.ipynb #88157a68
-import ast, sys
+import ast, math, sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from .core import ConfigError, NotebookError, ParameterError, did_you_mean
@@ -93,6 +93,7 @@ def check_distribution(stage, cell:Cell, name:str, dist):
         raise NotebookError(f"{name} has the choice {odd!r:.60}, a {type(odd).__name__}, which a study can't keep", where=where,
             remedy="write dates as text, '2013-07-04'; let a parameter with a name choose among other things")
     for v in bounds(dist):
+        if isinstance(v, float) and not math.isfinite(v): raise NotebookError(f"{name} has {v} in its space", where=where, remedy="give finite numbers")
         try: check_value(p.type, v)
         except ValueError as e: raise NotebookError(f"{name} must be {p.type}, and the space has {e}", where=where, remedy="correct the distribution, or the annotation") from e
 

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['samplers', 'pruners', 'needs', 'most_points', 'lost', 'clear_errors', 'make_journal', 'whole_lines', 'open_storage',
-           'by_name', 'make_sampler', 'make_pruner', 'grid_values', 'point_of', 'grid_points', 'make_grid', 'about',
-           'check_name', 'study_names', 'load_study', 'check_same', 'open_study', 'study_name', 'trial_row',
-           'best_trials', 'find_trial', 'trial_params', 'importances', 'study_lock', 'sign_of_life', 'sign_off',
-           'is_orphan', 'retries_due', 'mend', 'give_up_trial', 'counted']
+           'open_database', 'missing', 'by_name', 'make_sampler', 'make_pruner', 'grid_values', 'point_of',
+           'grid_points', 'make_grid', 'about', 'check_name', 'study_names', 'load_study', 'check_same', 'open_study',
+           'study_name', 'trial_row', 'best_trials', 'find_trial', 'trial_params', 'importances', 'study_lock',
+           'sign_of_life', 'sign_off', 'is_orphan', 'retries_due', 'mend', 'give_up_trial', 'counted']
 
 # %% ../nbs/api/10b_study.ipynb #9f2d9a6c
-import fcntl, inspect, itertools, json, math, os, random, re, warnings
+import fcntl, inspect, itertools, json, math, os, random, re, time, warnings
 from contextlib import contextmanager, suppress
 from decimal import Decimal
 from importlib.util import find_spec
@@ -58,6 +58,8 @@ def make_journal(
         def read_logs(self, log_number_from):
             with clear_errors(self._file_path, OSError, ValueError): yield from super().read_logs(log_number_from)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    if Path(path).is_file() and Path(path).open('rb').read(1) not in (b'', b'{'): raise ConfigError("this file is no journal of studies", where=str(path),
+        remedy="name another one as `studies` in settings.ini, or move it away") # half a line is removed, but not somebody's file
     return Journal(str(path))
 
 # %% ../nbs/api/10b_study.ipynb #4acc0da2
@@ -78,19 +80,38 @@ def open_storage(
 ):
     "Optuna's storage at `url`"
     load_optuna()
-    from optuna.storages import JournalStorage, RDBStorage
+    if re.fullmatch(r'sqlite(\+\w+)?:/{2,3}(:memory:)?', url): raise ConfigError("studies in memory end with the process", where=url, remedy="name a file, sqlite:///.mlops/studies.db")
+    from optuna.storages import JournalStorage
     try:
         if '://' not in url: return JournalStorage(make_journal(url))
         if url.startswith('redis'):
             from optuna.storages.journal import JournalRedisBackend
-            return JournalStorage(JournalRedisBackend(url))
+            with warnings.catch_warnings(action='ignore'): return JournalStorage(JournalRedisBackend(url)) # it calls itself experimental
         if url.startswith('sqlite:///'): Path(url.removeprefix('sqlite:///')).parent.mkdir(parents=True, exist_ok=True)
-        return RDBStorage(re.sub(r'^postgres(ql)?://', 'postgresql+psycopg://', url))
+        return open_database(re.sub(r'^postgres(ql)?://', 'postgresql+psycopg://', url))
     except MlopsError: raise
-    except ImportError as e: raise ConfigError(f"the studies need a driver that is not installed: {e.name or e}", where=mask_url(url),
-        remedy='pip install "mlops_nb[postgres]"' if 'postgres' in url else f'pip install {e.name or "it"}') from e
+    except ImportError as e: raise ConfigError(f"the studies need {missing(e)}, which is not installed", where=mask_url(url),
+        remedy='pip install "mlops_nb[postgres]"' if 'postgres' in url else f"pip install {dict(MySQLdb='mysqlclient').get(missing(e), missing(e))}") from e
     except Exception as e: raise ConfigError(f"the studies can't be opened: {mask_url((str(e).splitlines() or [type(e).__name__])[0])}", where=mask_url(url),
         remedy="correct `studies` in settings.ini: a path, or a URL that Optuna knows") from e
+
+# %% ../nbs/api/10b_study.ipynb #1e657396
+def open_database(url:str, tries:int=5):
+    "Optuna's storage in a database; two processes that make its tables at once get in each other's way"
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+    kwargs = dict(connect_args=dict(timeout=60)) if url.startswith('sqlite') else {} # who waits for whom
+    for i in range(tries):
+        try: return RDBStorage(url, engine_kwargs=kwargs)
+        except (IntegrityError,OperationalError,ProgrammingError) as e:
+            if i == tries-1 or 'exist' not in str(e) and 'unique' not in str(e).lower(): raise
+            time.sleep(.2)
+
+def missing(e:ImportError)->str: 
+    "The package whose absence is behind an error"
+    while not getattr(e, 'name', None) and (e.__cause__ or e.__context__): e = e.__cause__ or e.__context__
+    return getattr(e, 'name', None) or 'a package'
+
 
 # %% ../nbs/api/10b_study.ipynb #03f78210
 samplers = dict(tpe='TPESampler', random='RandomSampler', gp='GPSampler', cmaes='CmaEsSampler', qmc='QMCSampler', nsgaii='NSGAIISampler', nsgaiii='NSGAIIISampler',
@@ -124,8 +145,11 @@ def by_name(
     for o in options or {}:
         if o not in takes: raise ParameterError(f"{cls.__name__} has no option {o}", where=f'--{what}-option', remedy=did_you_mean(o, set(takes) - {'self'}))
     given = {k: _option(v) for k,v in (options or {}).items()}
-    try: return cls(**{k: v for k,v in more.items() if k in takes} | given)
-    except Exception as e: raise ParameterError(f"{cls.__name__} can't be made: {e}", where=f'--{what}-option', remedy="correct its options") from e
+    try:
+        with warnings.catch_warnings(action='ignore'): return cls(**{k: v for k,v in more.items() if k in takes} | given) # some call themselves experimental
+    except MlopsError: raise
+    except Exception as e: raise ParameterError(f"{cls.__name__} can't be made: {e}", where=f'--{what}-option',
+        remedy=f"--{what}-option NAME=VALUE; it has the options {', '.join(sorted(set(takes) - {'self', *more}))}") from e
 
 # %% ../nbs/api/10b_study.ipynb #663599dd
 def make_sampler(

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['find_target', 'Tuning', 'study_key', 'make_inputs', 'check_given', 'in_space', 'own_values', 'fitting', 'warm_start',
-           'enqueue_first', 'enough', 'waiting', 'next_trial', 'begin', 'of_trial', 'judge', 'conclude', 'reason_of',
-           'failed', 'unusable', 'over', 'drive_study', 'others', 'stop_study', 'alive_in', 'work_on', 'StudyResult',
-           'result_of', 'choose_name', 'known_study', 'Search', 'quiet', 'plan_study', 'noted', 'open_for', 'given_for',
-           'tune']
+           'enqueue_first', 'enough', 'waiting', 'next_trial', 'sampling', 'begin', 'of_trial', 'judge', 'conclude',
+           'reason_of', 'failed', 'unusable', 'over', 'drive_study', 'others', 'stop_study', 'alive_in', 'work_on',
+           'StudyResult', 'result_of', 'choose_name', 'known_study', 'Search', 'quiet', 'plan_study', 'noted',
+           'open_for', 'given_for', 'tune']
 
 # %% ../nbs/api/10d_tune.ipynb #1a85ef01
 import os, secrets, shutil, signal, tempfile, threading, time, warnings
@@ -212,9 +212,20 @@ def next_trial(t:Tuning): # an Optuna Trial, or None
         for n in gone: t.tell('orphan', t, n)
         if gone: clean_up_after_the_dead(t.ws)
         if enough(t): return None
-        trial = t.study.ask(t.space.dists)
+        with sampling(): trial = t.study.ask(t.space.dists)
         trial.set_user_attr('worker', t.worker)
         return trial
+
+# %% ../nbs/api/10d_tune.ipynb #cb917c11
+@contextmanager
+def sampling():
+    "In the block, what a sampler or pruner fails with is one clear error"
+    from optuna.exceptions import OptunaError
+    try: yield
+    except (MlopsError,OptunaError,OSError): raise # not its fault
+    except Exception as e:
+        if type(e).__module__.startswith('sqlalchemy'): raise
+        raise ParameterError(f"the search can't go on: {type(e).__name__}: {(str(e).splitlines() or [''])[0]}", where='--sampler, --pruner', remedy="correct its options, or take another one") from e
 
 # %% ../nbs/api/10d_tune.ipynb #a06badfc
 def begin(t:Tuning, trial):
@@ -416,13 +427,11 @@ class Search:
         "Search for a moment in a study that nobody sees: options of a wrong type show themselves only there"
         optuna = load_optuna()
         study = optuna.create_study(directions=[o.direction for o in t.goals], **self.make(t))
-        try:
-            with quiet(optuna):
-                for i in range(3):
-                    trial = study.ask(t.space.dists)
-                    if len(t.goals) == 1: trial.report(float(i), 0) or trial.should_prune()
-                    study.tell(trial, [float(i)]*len(t.goals))
-        except Exception as e: raise ParameterError(f"this search can't be: {(str(e).splitlines() or [type(e).__name__])[0]}", where='--sampler, --pruner', remedy="correct their names or options") from e
+        with sampling(), quiet(optuna):
+            for i in range(12): # some begin to think after ten
+                trial = study.ask(t.space.dists)
+                if len(t.goals) == 1: trial.report(float(i), 0) or trial.should_prune()
+                study.tell(trial, [float(i)]*len(t.goals))
 
 @contextmanager
 def quiet(optuna):
