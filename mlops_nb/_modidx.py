@@ -1283,6 +1283,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mlops_nb.study.open_database': ('api/study.html#open_database', 'mlops_nb/study.py'),
                                 'mlops_nb.study.open_storage': ('api/study.html#open_storage', 'mlops_nb/study.py'),
                                 'mlops_nb.study.open_study': ('api/study.html#open_study', 'mlops_nb/study.py'),
+                                'mlops_nb.study.ped_anova': ('api/study.html#ped_anova', 'mlops_nb/study.py'),
                                 'mlops_nb.study.point_of': ('api/study.html#point_of', 'mlops_nb/study.py'),
                                 'mlops_nb.study.retries_due': ('api/study.html#retries_due', 'mlops_nb/study.py'),
                                 'mlops_nb.study.sign_of_life': ('api/study.html#sign_of_life', 'mlops_nb/study.py'),

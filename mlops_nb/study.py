@@ -6,16 +6,16 @@
 __all__ = ['samplers', 'pruners', 'needs', 'most_points', 'lost', 'clear_errors', 'make_journal', 'whole_lines', 'open_storage',
            'open_database', 'missing', 'by_name', 'make_sampler', 'make_pruner', 'grid_values', 'point_of',
            'grid_points', 'make_grid', 'about', 'check_name', 'study_names', 'load_study', 'check_same', 'open_study',
-           'study_name', 'trial_row', 'best_trials', 'find_trial', 'trial_params', 'importances', 'study_lock',
-           'sign_of_life', 'sign_off', 'is_orphan', 'retries_due', 'mend', 'give_up_trial', 'counted']
+           'study_name', 'trial_row', 'best_trials', 'find_trial', 'trial_params', 'ped_anova', 'importances',
+           'study_lock', 'sign_of_life', 'sign_off', 'is_orphan', 'retries_due', 'mend', 'give_up_trial', 'counted']
 
 # %% ../nbs/api/10b_study.ipynb #9f2d9a6c
-import fcntl, inspect, itertools, json, math, os, random, re, time, warnings
+import fcntl, importlib, inspect, itertools, json, math, os, random, re, sys, time, warnings
 from contextlib import contextmanager, suppress
 from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from .core import ConfigError, MlopsError, ParameterError, did_you_mean, digest_json
 from .config import mask_url
 from .process import alive, this_process
@@ -344,17 +344,28 @@ def trial_params(study, trial)->dict:
     given = trial.user_attrs.get('given', about(study).get('given')) or {}
     return {**given, **{addresses.get(k, k): v for k,v in (trial.params or trial.system_attrs.get('fixed_params', {})).items()}}
 
+# %% ../nbs/api/10b_study.ipynb #2e3c997b
+def ped_anova():
+    "Optuna's evaluator of importance (PED-ANOVA, Watanabe et al. 2023), without what lies beside it"
+    name = 'optuna.importance'
+    if name in sys.modules: return sys.modules[name].PedAnovaImportanceEvaluator()
+    sys.modules[name] = ModuleType(name)
+    sys.modules[name].__path__ = [str(Path(load_optuna().__file__).parent/'importance')]
+    try: return importlib.import_module(f'{name}._ped_anova').PedAnovaImportanceEvaluator()
+    finally:
+        for o in [o for o in sys.modules if o.startswith(name)]: del sys.modules[o]
+
 # %% ../nbs/api/10b_study.ipynb #a107842e
 def importances(study)->dict: # {parameter: share}, the largest first; {} while that can't be told
-    "How much each parameter matters (PED-ANOVA, Watanabe et al. 2023)"
-    optuna = load_optuna()
+    "How much each parameter matters"
     done = [o for o in study.get_trials(deepcopy=False) if o.state.name == 'COMPLETE']
     if len(done) < 4: return {}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        try: found = optuna.importance.get_param_importances(study)
+        try: found = ped_anova().evaluate(study)
         except (ValueError, RuntimeError): return {}
-    return dict(sorted(((k, float(v)) for k,v in found.items()), key=lambda o: -o[1]))
+    total = sum(found.values())
+    return dict(sorted(((k, float(v/total if total else 1/len(found))) for k,v in found.items()), key=lambda o: -o[1]))
 
 # %% ../nbs/api/10b_study.ipynb #57a81391
 @contextmanager
