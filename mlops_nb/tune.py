@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['find_target', 'Tuning', 'study_key', 'make_inputs', 'check_given', 'in_space', 'own_values', 'fitting', 'warm_start',
-           'enqueue_first', 'enough', 'waiting', 'next_trial', 'sampling', 'begin', 'of_trial', 'judge', 'conclude',
+           'enqueue_first', 'enough', 'waiting', 'sampling', 'next_trial', 'begin', 'of_trial', 'judge', 'conclude',
            'reason_of', 'failed', 'unusable', 'over', 'drive_study', 'others', 'stop_study', 'alive_in', 'work_on',
-           'StudyResult', 'result_of', 'choose_name', 'known_study', 'Search', 'quiet', 'plan_study', 'noted',
-           'open_for', 'given_for', 'tune']
+           'StudyResult', 'result_of', 'choose_name', 'known_study', 'quiet', 'Search', 'plan_study', 'noted',
+           'given_for', 'open_for', 'tune']
 
 # %% ../nbs/api/10d_tune.ipynb #1a85ef01
 import os, secrets, shutil, signal, tempfile, threading, time, warnings
@@ -204,6 +204,17 @@ def waiting(study)->int:
     "How many trials wait in the queue"
     return sum(o.state.name == 'WAITING' for o in study.get_trials(deepcopy=False))
 
+# %% ../nbs/api/10d_tune.ipynb #cb917c11
+@contextmanager
+def sampling():
+    "In the block, what a sampler or pruner fails with is one clear error"
+    from optuna.exceptions import OptunaError
+    try: yield
+    except (MlopsError,OptunaError,OSError): raise # not its fault
+    except Exception as e:
+        if type(e).__module__.startswith('sqlalchemy'): raise
+        raise ParameterError(f"the search can't go on: {type(e).__name__}: {(str(e).splitlines() or [''])[0]}", where='--sampler, --pruner', remedy="correct its options, or take another one") from e
+
 # %% ../nbs/api/10d_tune.ipynb #a479357a
 def next_trial(t:Tuning): # an Optuna Trial, or None
     "The next parameters to try, if there shall be more"
@@ -215,17 +226,6 @@ def next_trial(t:Tuning): # an Optuna Trial, or None
         with sampling(): trial = t.study.ask(t.space.dists)
         trial.set_user_attr('worker', t.worker)
         return trial
-
-# %% ../nbs/api/10d_tune.ipynb #cb917c11
-@contextmanager
-def sampling():
-    "In the block, what a sampler or pruner fails with is one clear error"
-    from optuna.exceptions import OptunaError
-    try: yield
-    except (MlopsError,OptunaError,OSError): raise # not its fault
-    except Exception as e:
-        if type(e).__module__.startswith('sqlalchemy'): raise
-        raise ParameterError(f"the search can't go on: {type(e).__name__}: {(str(e).splitlines() or [''])[0]}", where='--sampler, --pruner', remedy="correct its options, or take another one") from e
 
 # %% ../nbs/api/10d_tune.ipynb #a06badfc
 def begin(t:Tuning, trial):
@@ -323,7 +323,8 @@ def stop_study(t:Tuning):
         stop(t.sch)
         with study_lock(t.ws.settings.state, t.study.study_name):
             running = t.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]) # perhaps one more than we knew of when the signal came
-            for o in (o for o in running if o.user_attrs.get('worker') == t.worker): give_up_trial(t.study, o, 'stopped', 'the study was stopped')
+            ours = (t.worker,) if t.shared else (t.worker, None) # None: the signal came before the trial was told whose it is
+            for o in (o for o in running if o.user_attrs.get('worker') in ours): give_up_trial(t.study, o, 'stopped', 'the study was stopped')
             mend(t.study, t.shared)
         t.active.clear()
 
@@ -405,6 +406,16 @@ def known_study(storage, name:str):
     "What the storage has of this name, or None"
     return next((o for o in storage.get_all_studies() if o.study_name == name), None)
 
+# %% ../nbs/api/10d_tune.ipynb #5e0a0988
+@contextmanager
+def quiet(optuna):
+    "In the block, Optuna warns of nothing"
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings(action='ignore'): yield
+    finally: optuna.logging.set_verbosity(level)
+
 # %% ../nbs/api/10d_tune.ipynb #796d9bd1
 @dataclass
 class Search:
@@ -432,15 +443,6 @@ class Search:
                 trial = study.ask(t.space.dists)
                 if len(t.goals) == 1: trial.report(float(i), 0) or trial.should_prune()
                 study.tell(trial, [float(i)]*len(t.goals))
-
-@contextmanager
-def quiet(optuna):
-    "In the block, Optuna warns of nothing"
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings(action='ignore'): yield
-    finally: optuna.logging.set_verbosity(level)
 
 # %% ../nbs/api/10d_tune.ipynb #d665f604
 def plan_study(
@@ -474,6 +476,12 @@ def noted(t:Tuning, command:str):
     common = dict(seed=settings.seed, engine=settings.engine, environment=environment_digest())
     return lambda number: dict(command=command, env=settings.env, settings=common, study=t.study.study_name, trial=number, **git)
 
+# %% ../nbs/api/10d_tune.ipynb #c23a4d6c
+def given_for(planner)->dict: # {stage.name: value}
+    "What is given for a whole study, as data and without secrets"
+    secrets = {f'{s.short_name}.{k}' for s in planner.pipeline.stages.values() for k in s.secrets}
+    return {k: to_json(v) for k,v in ActiveRun(planner).params.items() if k not in secrets}
+
 # %% ../nbs/api/10d_tune.ipynb #6acf182f
 def open_for(
     t:Tuning,
@@ -503,11 +511,6 @@ def open_for(
     with study_lock(t.ws.settings.state, name):
         if earlier: warm_start(t, warm, earlier)
         enqueue_first(t, first, search.sampler)
-
-def given_for(planner)->dict: # {stage.name: value}
-    "What is given for a whole study, as data and without secrets"
-    secrets = {f'{s.short_name}.{k}' for s in planner.pipeline.stages.values() for k in s.secrets}
-    return {k: to_json(v) for k,v in ActiveRun(planner).params.items() if k not in secrets}
 
 # %% ../nbs/api/10d_tune.ipynb #9ba595dd
 def tune(
