@@ -107,7 +107,9 @@ def talking(
 # %% ../nbs/api/03b_database.ipynb #c5b282a8
 def _begin(c):
     "Open the transaction of connection `c`"
-    c.exec_driver_sql('BEGIN IMMEDIATE' if c.get_execution_options().get('writes') else 'BEGIN')
+    how = c.get_execution_options()
+    if how.get('writes'): c.exec_driver_sql(f"pragma synchronous={'full' if how.get('lasting', True) else 'normal'}")
+    c.exec_driver_sql('BEGIN IMMEDIATE' if how.get('writes') else 'BEGIN')
 
 # %% ../nbs/api/03b_database.ipynb #1c9eeb4c
 def _opened(raw, _):
@@ -158,17 +160,19 @@ class Database:
                                           remedy='somebody moved or deleted it: put it back, or start again with a new one') from None
 
     @contextmanager
-    def connect(self, writes:bool):
+    def connect(self, writes:bool, lasting:bool=True):
         "A transaction"
         if self.pid != os.getpid(): self.engine.dispose(close=False); self.pid = os.getpid()
         if self._inode() != self.inode:
             raise LedgerError('the ledger was replaced by another file', where=self.url.database, remedy='start the command again')
         with talking(self.where), self.engine.connect() as c:
-            c = c.execution_options(writes=writes)
+            c = c.execution_options(writes=writes, lasting=lasting)
             with c.begin(): yield c
 
     def read(self): return self.connect(False)
-    def write(self): return self.connect(True)
+    def write(self,
+        lasting:bool=True, # must it outlive the machine's sudden end?
+    ): return self.connect(True, lasting)
 
 # %% ../nbs/api/03b_database.ipynb #a1ba275a
 @contextmanager

@@ -30,7 +30,7 @@ def claim(self:Ledger,
     "Claim the work of `fingerprint`"
     t,owner = self.t.claims, as_owner(owner or this_process())
     mine = dict(owner=owner, taken=stamp(), beat=stamp())
-    with self.db.write() as c:
+    with self.db.write(lasting=False) as c:
         if insert_new(c, t, [dict(fingerprint=fingerprint) | mine]): return True
         held = c.execute(t.select().where(t.c.fingerprint==fingerprint)).mappings().first()
         if held is None or alive(held['owner'], held['beat']): return False
@@ -45,7 +45,7 @@ def release(self:Ledger,
 ):
     "Give a claim back; one that somebody else has stays"
     t = self.t.claims
-    with self.db.write() as c: c.execute(t.delete().where(t.c.fingerprint==fingerprint, t.c.owner==as_owner(owner or this_process())))
+    with self.db.write(lasting=False) as c: c.execute(t.delete().where(t.c.fingerprint==fingerprint, t.c.owner==as_owner(owner or this_process())))
 
 # %% ../nbs/api/04_ledger.ipynb #f060a5f2
 @patch

@@ -118,7 +118,7 @@ def start_stage(self:Records,
     **cols, # other columns of `stage_columns`: notebook, fingerprint, components, cause, params…
 )->str: # its id
     "Note that a stage run starts"
-    with self.db.write() as c: return _new_stages(c, self.t, run_id, [dict(status='running', stage=stage) | cols])[0]['id']
+    with self.db.write(lasting=False) as c: return _new_stages(c, self.t, run_id, [dict(status='running', stage=stage) | cols])[0]['id']
 
 # %% ../nbs/api/03d_records.ipynb #14ca4c85
 @patch
