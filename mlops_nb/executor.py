@@ -113,6 +113,8 @@ class Running:
     def outcome(self, code:int, log:str='')->dict: # a result
         "The result it gave, else what its end says"
         if self.result: return self.result
+        from mlops_nb.managed import take_in
+        with suppress(OSError, ValueError): take_in(self.job['output'])
         how = death(code, oom_kills() > self.oom, log=log, who='the worker')
         if self.cancelled: how = dict(kind='cancelled', ename='Cancelled', evalue='the stage run was cancelled')
         error = scrubber(self.job.get('secrets') or {})(failure(**how))
