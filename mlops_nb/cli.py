@@ -182,14 +182,15 @@ def tune(
     as_json:Json=False,
 ):
     "Search for good parameters: each trial is a run of the notebook."
-    import shlex
+    import functools, shlex
     from mlops_nb.progress import study_listener, study_steps, tell_study
     from mlops_nb.show import console, listener
     from mlops_nb.tune import Search, tune as tune_target
+    upstream = functools.cache(listener) # made when something above the stage has to run
     search = Search(sampler, assignments(sampler_option), pruner, assignments(pruner_option))
     with study_listener() as tell:
         r = tune_target(settings_of(env), target, metric, direction or (), trials, jobs, study, search, given(params_file, param), first_trials(enqueue), warm_start,
-            timeout and duration(timeout), tell, listener(), shlex.join(['mlops-nb', *sys.argv[1:]]), constraints=constraint or (), until=until, fail_fast=fail_fast)
+            timeout and duration(timeout), tell, lambda *told: upstream()(*told), shlex.join(['mlops-nb', *sys.argv[1:]]), constraints=constraint or (), until=until, fail_fast=fail_fast)
     if as_json: print_json(r.as_json())
     else:
         out = console()

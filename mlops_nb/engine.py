@@ -356,7 +356,7 @@ def execute(
     find_engine(job.get('engine') or default_engine)
     oom,error,meter = oom_kills(),None,Meter()
     with private_folder(job.get('tmp')) as folder, environment_variables(job_environment(job, folder)):
-        play = Play(folder, job['output'], job.get('secrets'), scrub, on_event or (lambda event: None), meter.ask, meter.follow,
+        play = Play(folder, job['output'], job.get('secrets'), scrub, on_event, meter.ask, meter.follow,
                     owner, job.get('memory'), differ=job.get('differ'), passing=job.get('passing', False))
         give_secrets(job.get('secrets') or {})
         try:

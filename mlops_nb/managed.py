@@ -36,7 +36,7 @@ class Play:
         output=None, # where the executed notebook is written
         secrets=None, # name → value
         scrub=lambda o: o, # takes the secrets out of a notebook
-        emit=lambda event: None, # called with each event
+        emit=None, # called with each event
         sample=lambda: None, # called when a cell ends, while the kernel lives
         started=lambda pid: None, # called with the kernel's process id
         owner=None, # lends connections to warm processes
@@ -189,7 +189,7 @@ class Manager(Sparing):
 
     def _tell(self, cell, index, **data):
         "One event, for code cells only"
-        if cell.cell_type!='code' or index is None: return
+        if cell.cell_type!='code' or index is None or not self.play.emit: return
         line = self.play.scrub(first_line(cell.source))
         self.play.emit(dict(kind='cell', cell=index+1, total=len(self.nb.cells), line=line, **data))
 

@@ -8,7 +8,8 @@ __all__ = ['state_styles', 'values_text', 'trial_text', 'best_text', 'head_text'
            'studies_rows', 'studies_table']
 
 # %% ../nbs/api/10e_progress.ipynb #fb626e38
-import time
+import sys, time
+from functools import cached_property
 from .show import ago, console, metrics_text, number, params_text, seconds, styled, table
 from .study import about, best_trials, trial_row
 
@@ -51,7 +52,9 @@ def other_text(kind:str, data)->str:
 # %% ../nbs/api/10e_progress.ipynb #288f7ad6
 class StudyLines:
     "Tells a study line by line"
-    def __init__(self, out=None): self.out = out or console(stderr=True)
+    def __init__(self, out=None): self.given = out
+    @cached_property
+    def out(self): return self.given or console(stderr=True) # made when there is something to say: a study starts before Rich is imported
     def __enter__(self): return self
     def __exit__(self, *args): pass
     def __call__(self, kind, t, data=None):
@@ -60,10 +63,9 @@ class StudyLines:
         elif text := other_text(kind, data): self.out.print(f'[yellow]{text}[/]', soft_wrap=True)
 
 # %% ../nbs/api/10e_progress.ipynb #39d24976
-class StudyBars:
+class StudyBars(StudyLines):
     "Draws a study in a terminal"
-    def __init__(self, out=None): self.out,self.t,self.live,self.best,self.since,self.began = out or console(stderr=True),None,None,None,time.monotonic(),{}
-    def __enter__(self): return self
+    def __init__(self, out=None): self.given,self.t,self.live,self.best,self.since,self.began = out,None,None,None,time.monotonic(),{}
     def __exit__(self, *args):
         if self.live: self.live.__exit__(*args)
 
@@ -100,8 +102,7 @@ class StudyBars:
 # %% ../nbs/api/10e_progress.ipynb #132194bd
 def study_listener():
     "The listener that fits where standard error goes"
-    out = console(stderr=True)
-    return (StudyBars if out.is_terminal else StudyLines)(out)
+    return (StudyBars if sys.stderr.isatty() else StudyLines)()
 
 # %% ../nbs/api/10e_progress.ipynb #8f41d0a5
 def trials_table(

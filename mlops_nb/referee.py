@@ -23,7 +23,7 @@ class Referee(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads,request_queue_size = True,100
     def __init__(self,
         folder, # of our own; its path must be short
-        judge, # function({run, name, value, step}) that says whether to prune
+        judge=lambda told: False, # function({run, name, value, step}) that says whether to prune
     ):
         self.judge,self.path = judge,str(Path(folder)/'referee')
         super().__init__(self.path, Hearing)

@@ -125,8 +125,10 @@ class Scheduler:
         executor,
         jobs:int, # stage runs at a time
         listener=lambda kind, run, stage=None, data=None: None, # is told all that happens
+        cells:bool=True, # of each cell too?
     ):
         self.ws,self.runs,self.executor,self.jobs,self.tell = ws,list(runs),executor,jobs,listener
+        self.cells = cells
         self.flying = {} # {id of stage run: (ActiveRun, Work)}
         self.waits = {} # {(run id, stage): when to ask again}, where another process does the work
         self.claims,self.done = set(),set() # fingerprints: claimed by us; completed by us
@@ -215,7 +217,7 @@ def launch(sch:Scheduler, run:ActiveRun, step):
     "Hand a stage to the executor"
     work = Work(run.id, step, run.planner, run.made, run.mapped)
     try:
-        job = start_work(work)
+        job = start_work(work) | dict(silent=not sch.cells)
         sch.flying[work.id] = run,work
         with writing(tempfile.gettempdir(), 'the temporary folder', StageError): sch.executor.submit(job)
     except LedgerError: raise
@@ -433,11 +435,12 @@ def note_start(ws:Workspace, run:ActiveRun, git:dict, command:str, each:dict):
 # %% ../nbs/api/09_run.ipynb #cd4c3144
 def coming(
     pipeline,
-    runs:list, # of ActiveRun
+    runs=(), # ActiveRuns
+    only:str=None, # a stage that is the only one
 )->list: # of `named_imports`
     "What the stages import that are still to be done; before anybody knows, what all import"
     from mlops_nb.imports import named_imports
-    stages = [pipeline.stages[o] for o in pipeline.order if not runs or any(o in run.pending for run in runs)]
+    stages = [pipeline.stages[o] for o in pipeline.order if only in (None,o) and (not runs or any(o in run.pending for run in runs))]
     return [named_imports([o.source for o in s.nb.code], (s.folder,)) for s in stages]
 
 def execute_runs(

@@ -9,11 +9,13 @@ __all__ = ['load_optuna', 'read_space', 'bounds', 'check_distribution', 'Space',
 import ast, math, sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import lru_cache
 from .core import ConfigError, NotebookError, ParameterError, did_you_mean
 from .notebook import Cell, cell_tree
 from .parameters import Param, check_value
 
 # %% ../nbs/api/10_space.ipynb #8c6cc187
+@lru_cache(1)
 def load_optuna():
     "Optuna, which speaks of warnings only"
     try: import optuna

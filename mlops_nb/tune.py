@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['find_target', 'Tuning', 'study_key', 'make_inputs', 'check_given', 'in_space', 'own_values', 'fitting', 'warm_start',
            'enqueue_first', 'enough', 'waiting', 'sampling', 'next_trial', 'begin', 'of_trial', 'judge', 'conclude',
-           'reason_of', 'failed', 'unusable', 'over', 'drive_study', 'others', 'stop_study', 'alive_in', 'work_on',
-           'StudyResult', 'result_of', 'choose_name', 'known_study', 'quiet', 'Search', 'plan_study', 'noted',
-           'given_for', 'open_for', 'tune']
+           'reason_of', 'failed', 'unusable', 'over', 'drive_study', 'others', 'stop_study', 'alive_in', 'workplace',
+           'work_on', 'StudyResult', 'result_of', 'choose_name', 'known_study', 'quiet', 'Search', 'plan_study',
+           'noted', 'given_for', 'open_for', 'tune']
 
 # %% ../nbs/api/10d_tune.ipynb #1a85ef01
 import os, secrets, shutil, signal, tempfile, threading, time, warnings
@@ -301,7 +301,7 @@ def over(t:Tuning, run:ActiveRun)->bool: return not run.pending and not any(o is
 def drive_study(t:Tuning):
     "Until the study is done"
     while True:
-        wait = others(t) # asked first: who is killed after he ended his trial may leave us a retry
+        wait = len(t.active) < t.sch.jobs and others(t) # asked first: who is killed after he ended his trial may leave us a retry
         while len(t.active) < t.sch.jobs and (trial := next_trial(t)): begin(t, trial)
         if not t.active and not wait: return
         if t.active: turn(t.sch)
@@ -346,21 +346,34 @@ def alive_in(t:Tuning, every:float=10.):
         with suppress(Exception): sign_off(t.study, t.worker)
 
 # %% ../nbs/api/10d_tune.ipynb #42cc2096
-def work_on(t:Tuning):
-    "Work on a study to its end"
+@contextmanager
+def workplace(
+    settings,
+    jobs:int, # trials at a time
+    pipeline,
+    stage:str|None, # that is tuned
+): # (Referee, LocalExecutor)
+    "Where trials will be executed: it gets ready while the study is opened"
     folder,lock = held_folder('/tmp' if len(tempfile.gettempdir()) > 45 else tempfile.gettempdir()) # if we are killed, the next executor sweeps it away
-    beating = heartbeat(t.ws.settings.ledger, this_process()) if shared_ledger(t.ws.settings) else nullcontext()
     try:
-        with Referee(folder, lambda told: judge(t, told)), LocalExecutor(t.jobs, coming=lambda: coming(t.pipeline, [o for _,o in t.active])) as executor, alive_in(t), beating:
-            t.sch = Scheduler(t.ws, [], executor, executor.jobs)
-            try: drive_study(t)
-            except BaseException:
-                with suppress(Exception): stop_study(t) # the storage may be what failed
-                raise
-            clean_up_after_the_dead(t.ws)
+        with Referee(folder) as referee, LocalExecutor(jobs, coming=lambda: coming(pipeline, only=stage)) as executor:
+            executor.expect(dict(engine=settings.engine, seed=settings.seed))
+            yield referee, executor
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+def work_on(t:Tuning, referee:Referee, executor:LocalExecutor):
+    "Work on a study to its end"
+    beating = heartbeat(t.ws.settings.ledger, this_process()) if shared_ledger(t.ws.settings) else nullcontext()
+    t.sch = Scheduler(t.ws, [], executor, executor.jobs, cells=False)
+    referee.judge = lambda told: judge(t, told)
+    with alive_in(t), beating:
+        try: drive_study(t)
+        except BaseException:
+            with suppress(Exception): stop_study(t) # the storage may be what failed
+            raise
+        clean_up_after_the_dead(t.ws)
 
 # %% ../nbs/api/10d_tune.ipynb #5fc6e98b
 @dataclass
@@ -447,7 +460,8 @@ class Search:
 # %% ../nbs/api/10d_tune.ipynb #d665f604
 def plan_study(
     settings,
-    target:str, # pipeline/stage, or pipeline
+    source, # the pipeline, as from `find_target`
+    stage:str|None, # that is tuned; None: the whole pipeline
     metrics, # name, or names
     directions=(), # maximize or minimize, for each metric; none: what the names say
     params:dict=None, # given for the whole study: {name or stage.name: value}
@@ -458,7 +472,6 @@ def plan_study(
     "Check all that can be checked before anything runs"
     listed = lambda o: [o] if isinstance(o, str) else list(o or ())
     ws = Workspace(settings)
-    source,stage = find_target(settings, target)
     p = bind_pipeline(source, params or {})
     searched = [p.stages[stage]] if stage else [o for o in p.stages.values() if o.nb.role('tune')] or list(p.stages.values())
     t = Tuning(ws, source, p, stage, make_goals(listed(metrics), listed(directions)), [parse_bound(o, '--constraint') for o in listed(constraints)], make_space(searched, not stage),
@@ -534,14 +547,16 @@ def tune(
     "Search the space of a stage or a pipeline"
     if timeout is not None and not timeout > 0: raise ParameterError(f"a timeout of {timeout:g} s", where='--timeout', remedy="more than 0, e.g. 30m")
     again = ''
-    with signals_as_interrupt(), clear_errors(settings.studies):
+    with signals_as_interrupt():
         try:
-            t = plan_study(settings, target, metric, direction, params, trials=trials, jobs=jobs or settings.jobs, tell=listener,
-                deadline=time.monotonic() + (timeout or float('inf')), **kwargs)
-            again = command = without_secrets(command, t.pipeline, params)
-            open_for(t, study, search or Search(), list(first), warm, run_listener, command)
-            listener('study', t)
-            work_on(t)
+            source,stage = find_target(settings, target)
+            again = command = without_secrets(command, source, params)
+            with workplace(settings, jobs or settings.jobs, source, stage) as place, clear_errors(settings.studies):
+                t = plan_study(settings, source, stage, metric, direction, params, trials=trials, jobs=jobs or settings.jobs, tell=listener,
+                    deadline=time.monotonic() + (timeout or float('inf')), **kwargs)
+                open_for(t, study, search or Search(), list(first), warm, run_listener, command)
+                listener('study', t)
+                work_on(t, *place)
         except KeyboardInterrupt: raise Stopped("the study was stopped", remedy=f"the same command carries on: what was finished counts\n    {again}".rstrip()) from None
     if t.broken: raise t.broken
     return result_of(t.study)

@@ -47,7 +47,8 @@ def work(
     "Execute the job that comes by `conn`"
     job = conn.recv()
     conn.send(('took', job['id']))
-    try: result = execute(job, lambda event: conn.send((event['kind'], event)), owner)
+    tell = None if job.get('silent') else lambda event: conn.send((event['kind'], event))
+    try: result = execute(job, tell, owner)
     except Exception as e: result = unstarted(e, job.get('engine'))
     free = as_new(result)
     conn.send(('free' if free else 'done', result))

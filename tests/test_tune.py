@@ -10,7 +10,7 @@ from mlops_nb.contract import report
 from mlops_nb.core import ConfigError, MlopsError
 from mlops_nb.plan import Workspace
 from mlops_nb.study import about, counted, load_study, open_storage, pruners, samplers, study_names
-from mlops_nb.tune import Search, plan_study, tune
+from mlops_nb.tune import Search, find_target, plan_study, tune
 from scratch import Project, until
 from test_ledger_postgres import server # noqa: F401 (a fixture)
 
@@ -377,7 +377,7 @@ def test_a_grid_is_exhausted(project):
 def test_who_searches_and_who_prunes(project, kind, name):
     put_stage(project, tune=stepped)
     options = dict(percentile=dict(percentile='25'), threshold=dict(upper='3'), patient=dict(patience='2')).get(name, {})
-    search, t = Search(**{kind: name, f'{kind}_options': options}), plan_study(project.settings, 'demo/fit', 'loss')
+    search, t = Search(**{kind: name, f'{kind}_options': options}), plan_study(project.settings, *find_target(project.settings, 'demo/fit'), 'loss')
     try: search.rehearse(t)
     except ConfigError as e: assert (lib := e.remedy.removeprefix('pip install ')) in ('torch','cmaes') and lib in e.what and f'the {kind} {name} needs' in e.what
 
