@@ -111,10 +111,12 @@ def run(
 # %% ../nbs/api/21_cli.ipynb #297375cc
 def of_trial(settings, ref:str, pipeline:str, params:dict)->tuple: # (pipeline, parameters)
     "The pipeline that a trial is of, and its parameters; what is typed wins"
-    from mlops_nb.study import about, find_trial, open_storage, trial_params
-    study,trial = find_trial(open_storage(settings.studies), ref)
-    found = {k: v for k,v in trial_params(study, trial).items() if k.rpartition('.')[2] not in params}
-    return pipeline or about(study).get('target', '').partition('/')[0], {**found, **params}
+    from mlops_nb.study import about, find_trial, studies_of, trial_params
+    with studies_of(settings) as storage:
+        study,trial = find_trial(storage, ref)
+        known,values = about(study),trial_params(study, trial)
+    found = {k: v for k,v in values.items() if k.rpartition('.')[2] not in params}
+    return pipeline or known.get('pipeline'), {**found, **params}
 
 # %% ../nbs/api/21_cli.ipynb #1951295d
 def worst(results)->str: 
@@ -195,7 +197,7 @@ def tune(
     else:
         out = console()
         tell_study(out, r)
-        for o in study_steps(r): out.print(o, soft_wrap=True)
+        for o in study_steps(r): out.print(o, markup=False, soft_wrap=True)
     if not r.best: raise typer.Exit(1)
 
 # %% ../nbs/api/21_cli.ipynb #fb70d13c
@@ -204,8 +206,8 @@ def studies(env:Env=None, as_json:Json=False):
     "The studies of this project."
     from mlops_nb.progress import studies_rows, studies_table
     from mlops_nb.show import console
-    from mlops_nb.study import open_storage
-    rows = studies_rows(open_storage(settings_of(env).studies))
+    from mlops_nb.study import studies_of
+    with studies_of(settings_of(env)) as storage: rows = studies_rows(storage)
     if as_json: return print_json(dict(studies=rows))
     if not rows: return print("No studies yet. Start one with: mlops-nb tune PIPELINE/STAGE --metric NAME")
     console().print(studies_table(rows))
@@ -221,10 +223,10 @@ def study(
     "What a study has found."
     from mlops_nb.progress import study_steps, tell_study
     from mlops_nb.show import console
-    from mlops_nb.study import load_study, open_storage
+    from mlops_nb.study import load_study, studies_of
     from mlops_nb.tune import result_of
     settings = settings_of(env)
-    r = result_of(load_study(open_storage(settings.studies), name))
+    with studies_of(settings) as storage: r = result_of(load_study(storage, name))
     page = []
     if report:
         from mlops_nb.report import study_report
@@ -233,7 +235,7 @@ def study(
     out = console()
     if page: return out.print(f"The page: {page[1]}\nThe notebook that made it: {page[0]}", soft_wrap=True)
     tell_study(out, r)
-    for o in study_steps(r): out.print(o, soft_wrap=True)
+    for o in study_steps(r): out.print(o, markup=False, soft_wrap=True)
 
 # %% ../nbs/api/21_cli.ipynb #416ca34e
 @app.command()
@@ -282,7 +284,7 @@ def runs(
     from mlops_nb.show import console, runs_table
     ledger = Workspace(settings_of(env)).ledger
     rows = ledger.runs(limit=limit, pipeline=pipeline, status=status, study=study or '')
-    keys = 'id','pipeline','status','started','ended','params','command','git_commit','git_dirty'
+    keys = 'id','pipeline','status','started','ended','params','command','git_commit','git_dirty','study','trial'
     if as_json: return print_json(dict(runs=[{k: o[k] for k in keys} for o in rows]))
     if not rows and pipeline: find_pipeline(settings_of(env), pipeline)
     if not rows: return print("No such runs yet. Start one with: mlops-nb run PIPELINE")

@@ -96,5 +96,5 @@ def report(
     _display(Figures(report_mime, {'name': name, 'step': int(step), 'value': _plain(v)}, [(f'{name} at {step}', _show(v))]))
     import os
     at = os.environ.get(tune_variable)
-    if at and _ask(at, run=os.environ.get('MLOPS_STAGE_RUN'), name=name, value=_plain(v), step=int(step))=='prune':
+    if at and _ask(at, stage_run=os.environ.get('MLOPS_STAGE_RUN'), name=name, value=_plain(v), step=int(step))=='prune':
         raise Pruned(f'Pruned at step {int(step)}: with {name} = {_show(v)} this trial is not promising. The rest of the notebook was not executed.')

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlencode
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from .core import ConfigError
 from .run import signals_as_interrupt
-from .study import open_storage
+from .study import studies_of
 
 # %% ../nbs/api/10g_dashboard.ipynb #e4e02cb3
 def same(given:str, token:str)->bool: 
@@ -29,7 +29,8 @@ class TokenCheck:
     ): self.app,self.token,self.cookie = app,token,cookie
 
     def __call__(self, environ, start):
-        if self.known(environ): return self.app(environ, start)
+        strange = environ.get('REQUEST_METHOD') != 'GET' and environ.get('HTTP_SEC_FETCH_SITE', 'none') not in ('none','same-origin') # a page of another port of this machine
+        if self.known(environ) and not strange: return self.app(environ, start)
         given = parse_qs(environ.get('QUERY_STRING', ''))
         if any(same(o, self.token) for o in given.get('token', ())): return self.welcome(environ, start, given)
         start('403 Forbidden', [('Content-Type', 'text/plain; charset=utf-8')])
@@ -83,7 +84,7 @@ def make_server(
     for o in range(port, min(port+tries, 65536)) if port else (0,):
         try: return cls((host, o), Quiet)
         except OSError as e:
-            if e.errno in (errno.EADDRINUSE, errno.EACCES): continue
+            if e.errno == errno.EADDRINUSE: continue
             raise ConfigError(f"the dashboard can't be reached at {host}: {e.strerror or e}", where='--host', remedy="leave it out for this machine alone, or give an address of this machine") from e
         except OverflowError: break
     raise ConfigError(f"no port from {port} on is free", where='--port', remedy="give another one, or 0 for any")
@@ -105,8 +106,8 @@ def make_ui(
     token:str=None, # default: a new one
 )->tuple: # (Server, its address with the token)
     "The dashboard of the project's studies behind a token, ready to serve"
-    if token and not re.fullmatch(r'[\w.~-]{8,}', token, re.ASCII): raise ConfigError("this can't be a token", where='--token', remedy="8 or more letters, digits, or any of _ . ~ -")
-    app,token = dashboard_app(open_storage(settings.studies)),token or secrets.token_urlsafe(24)
+    if token and not re.fullmatch(r'[\w.~-]{8,}', token, re.ASCII): raise ConfigError("this can't be a token", where='token', remedy="8 or more letters, digits, or any of _ . ~ -")
+    with studies_of(settings) as storage: app,token = dashboard_app(storage),token or secrets.token_urlsafe(24)
     server = make_server(host, port)
     server.set_app(TokenCheck(app, token, f'mlops-nb-{server.server_port}'))
     name = socket.gethostname() if host in ('', '0.0.0.0', '::') else f'[{host}]' if ':' in host else host

@@ -113,7 +113,7 @@ def store(ws)->str:
 def ledger(ws)->str:
     "Can runs be read? (Each run is written there before anything else)"
     from mlops_nb.config import mask_url
-    last = ws.ledger.runs(limit=1)
+    last = ws.ledger.runs(study=None, limit=1)
     return mask_url(ws.settings.ledger) + (f", last run {last[0]['id']} {last[0]['status']}" if last else ', no runs yet')
 
 # %% ../nbs/api/09c_doctor.ipynb #697ed45b

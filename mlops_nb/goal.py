@@ -62,8 +62,8 @@ class Bound:
     def __str__(self): return f'{self.metric}{self.sign}{self.number:g}'
     def excess(self, metrics:dict)->float:
         "How far a metric is beyond the bound; at most 0 where it keeps it"
-        over = metrics[self.metric] - self.number
-        return over if self.sign[0] == '<' else -over
+        over = (metrics[self.metric] - self.number)*(1 if self.sign[0] == '<' else -1)
+        return over or (0. if '=' in self.sign else 5e-324) # what is equal isn't less
     def holds(self, metrics:dict)->bool: 
         "Is the metric there, and does it keep the bound?"
         v = metrics.get(self.metric)
@@ -86,9 +86,10 @@ def recorded_in(
 )->tuple: # (names, are these all?)
     "The names in the calls of `record`"
     calls = [n for o in nb.code for n in ast.walk(cell_tree(o.source)[0] or ast.Module([], [])) if isinstance(n, ast.Call)]
-    ours = [o for o in calls if (o.func.attr if isinstance(o.func, ast.Attribute) else getattr(o.func, 'id', '')) == 'record']
+    ours = [o for o in calls if getattr(o.func, 'id', '') == 'record' or ast.unparse(o.func) == 'mlops_nb.record']
+    others = [o for o in calls if getattr(o.func, 'attr', '') == 'record' and o not in ours] # perhaps ours under another name
     names = [k.arg for o in ours for k in o.keywords]
-    return {o for o in names if o}, bool(ours) and None not in names
+    return {o for o in names if o}, bool(ours) and None not in names and not others
 
 # %% ../nbs/api/10a_goal.ipynb #c1e61bbc
 def known_metrics(
@@ -100,7 +101,7 @@ def known_metrics(
     for s in stages:
         names,all_of = recorded_in(s.nb)
         ran = ((lasts or {}).get(s.name) or {}).get('metrics') or {}
-        whole = whole and (all_of or bool(ran))
+        whole = whole and all_of
         for o in names | ran.keys():
             for name in (o, f'{s.short_name}.{o}'): found.setdefault(name, []).append(s.name)
     return found,whole

@@ -138,7 +138,7 @@ def take_in(
     if not cells_beside(path).exists() or not Path(path).exists(): return
     raw = json.loads(Path(path).read_text('utf-8'))
     for line in cells_beside(path).read_text('utf-8').splitlines():
-        with suppress(ValueError): # a line that was half written
+        with suppress(ValueError, TypeError, IndexError): # a line that was half written
             index,cell = json.loads(line)
             raw['cells'][index] = cell
     atomic_write(path, json.dumps(raw, indent=1))

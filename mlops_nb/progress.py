@@ -8,10 +8,10 @@ __all__ = ['state_styles', 'values_text', 'trial_text', 'best_text', 'head_text'
            'studies_rows', 'studies_table']
 
 # %% ../nbs/api/10e_progress.ipynb #fb626e38
-import sys, time
+import shlex, sys, time
 from functools import cached_property
-from .show import ago, console, metrics_text, number, params_text, seconds, styled, table
-from .study import about, best_trials, trial_row
+from .show import ago, console, metrics_text, number, seconds, styled, table
+from .study import about, best_trials, counting, trial_row
 
 # %% ../nbs/api/10e_progress.ipynb #dd1739a0
 def values_text(values:dict)->str: 
@@ -38,7 +38,7 @@ def best_text(study)->str:
 def head_text(t)->str:
     "What a study is about to do"
     from rich.markup import escape
-    done = sum(o.state.is_finished() for o in t.study.get_trials(deepcopy=False))
+    done = sum(o.state.is_finished() for o in counting(t.study))
     what = t.pipeline.name + (f'/{t.stage}' if t.stage else '')
     had = f', {done} of them done' if done else ''
     return f"study [bold]{escape(t.study.study_name)}[/]: {', '.join(map(str, t.goals))} of {escape(what)} over {escape(', '.join(t.space.dists))}; {t.trials} trials{had}"
@@ -47,7 +47,7 @@ def other_text(kind:str, data)->str:
     "Rare events in words; '' for what isn't one"
     return dict(anew=f'the notebook was changed since the last study of it: {data} begins (name the old one with --study to go on with it)',
         changed=f'the study {data} was begun with another notebook, other inputs or other values; its earlier trials may not be comparable',
-        orphan=f'trial {data} was left by a process that was killed: its parameters are tried again').get(kind, '')
+        orphan=f'trial {data} was left by a process that was killed').get(kind, '')
 
 # %% ../nbs/api/10e_progress.ipynb #288f7ad6
 class StudyLines:
@@ -60,7 +60,7 @@ class StudyLines:
     def __call__(self, kind, t, data=None):
         if kind == 'study': self.out.print(head_text(t), soft_wrap=True)
         elif kind == 'end': self.out.print(f"trial {data['number']:>3}  {trial_text(data)}  {best_text(t.study)}", soft_wrap=True)
-        elif text := other_text(kind, data): self.out.print(f'[yellow]{text}[/]', soft_wrap=True)
+        elif text := other_text(kind, data): self.out.print(text, style='yellow', markup=False, soft_wrap=True)
 
 # %% ../nbs/api/10e_progress.ipynb #39d24976
 class StudyBars(StudyLines):
@@ -73,12 +73,13 @@ class StudyBars(StudyLines):
         if kind == 'study': self.start(t)
         elif kind == 'start': self.began[data] = time.monotonic()
         elif kind == 'end': self.ended(t, data)
-        elif text := other_text(kind, data): (self.live.console if self.live else self.out).print(f'[yellow]{text}[/]')
+        elif text := other_text(kind, data): (self.live.console if self.live else self.out).print(text, style='yellow', markup=False)
 
     def start(self, t):
         "The study begins"
         from rich.live import Live
         self.t = t
+        self.count()
         self.out.print(head_text(t))
         self.live = Live(console=self.out, refresh_per_second=4, transient=True, get_renderable=self.draw)
         self.live.__enter__()
@@ -86,17 +87,21 @@ class StudyBars(StudyLines):
     def ended(self, t, row):
         "A trial ended: a new best and failures stay on the screen"
         self.began.pop(row['number'], None)
-        best = [o.number for o in best_trials(t.study)]
-        if row['state'] == 'FAIL' or best != self.best: self.live.console.print(f"trial {row['number']:>3}  {trial_text(row)}")
-        self.best = best
+        before = self.best
+        self.count()
+        if row['state'] == 'FAIL' or self.best != before: self.live.console.print(f"trial {row['number']:>3}  {trial_text(row)}")
+
+    def count(self):
+        "Note what the bar shows; it is drawn by another thread, which asks no storage"
+        trials = counting(self.t.study)
+        self.done,self.pruned = sum(o.state.is_finished() for o in trials), sum(o.state.name == 'PRUNED' for o in trials)
+        self.best,self.text = [o.number for o in best_trials(self.t.study)], best_text(self.t.study)
 
     def draw(self):
         "The bar"
-        trials = self.t.study.get_trials(deepcopy=False)
-        done,pruned = sum(o.state.is_finished() for o in trials), sum(o.state.name == 'PRUNED' for o in trials)
-        full = round(30*min(1, done/self.t.trials))
+        full = round(30*min(1, self.done/self.t.trials))
         running = ', '.join(f'{n} ({seconds(time.monotonic()-s)})' for n,s in list(self.began.items())[:8])
-        return '\n'.join([f"[green]{'━'*full}[/][dim]{'━'*(30-full)}[/] {done}/{self.t.trials} trials, {pruned} pruned, {seconds(time.monotonic()-self.since)}  {best_text(self.t.study)}",
+        return '\n'.join([f"[green]{'━'*full}[/][dim]{'━'*(30-full)}[/] {self.done}/{self.t.trials} trials, {self.pruned} pruned, {seconds(time.monotonic()-self.since)}  {self.text}",
             f'[dim]running: {running}[/]'])
 
 # %% ../nbs/api/10e_progress.ipynb #132194bd
@@ -144,11 +149,13 @@ def states_text(r)->str:
 # %% ../nbs/api/10e_progress.ipynb #8cc0c2fe
 def tell_study(out, r):
     "Print what a study has found"
-    out.print(f"\n[bold]{r.target}[/]  study {r.study}: {states_text(r)}")
+    from rich.markup import escape
+    out.print(f"\n[bold]{escape(r.target)}[/]  study {escape(r.study)}: {states_text(r)}", soft_wrap=True)
     out.print(trials_table(ranked(r)))
-    for o in r.best if len(r.goals) == 1 else (): out.print(f"[bold green]best: {metrics_text(o['values'])} with {values_text(o['params'])}[/]", soft_wrap=True)
-    if text := won_text(r): out.print(text, soft_wrap=True)
-    if r.importance: out.print('what matters: ' + ', '.join(f'{k} {v:.0%}' for k,v in r.importance.items()), soft_wrap=True)
+    def say(text, style=None): out.print(text, style=style, markup=False, soft_wrap=True)
+    for o in r.best if len(r.goals) == 1 else (): say(f"best: {metrics_text(o['values'])} with {values_text(o['params'])}", 'bold green')
+    if text := won_text(r): say(text)
+    if r.importance: say('what matters: ' + ', '.join(f'{k} {v:.0%}' for k,v in r.importance.items()))
 
 # %% ../nbs/api/10e_progress.ipynb #b6bf9560
 def study_steps(r)->list: # lines
@@ -157,7 +164,7 @@ def study_steps(r)->list: # lines
         run = next((o['run'] for o in reversed(r.trials) if o['run']), None)
         return ["No trial has a value." + (f" What the last one printed: mlops-nb logs {run}" if run else '')]
     which = 'BEST' if len(r.best) == 1 else r.best[0]['number']
-    return [f"Run the pipeline with it:  mlops-nb run --trial {r.study}/{which}", f"Look at the study:         mlops-nb study {r.study} --report"]
+    return [f"Run the pipeline with it:  mlops-nb run --trial {shlex.quote(f'{r.study}/{which}')}", f"Look at the study:         mlops-nb study {shlex.quote(r.study)} --report"]
 
 # %% ../nbs/api/10e_progress.ipynb #28ce3a31
 def studies_rows(storage)->list: # {study, target, goals, trials, best, begun}

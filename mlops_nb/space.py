@@ -6,7 +6,7 @@
 __all__ = ['load_optuna', 'read_space', 'bounds', 'check_distribution', 'Space', 'make_space']
 
 # %% ../nbs/api/10_space.ipynb #88157a68
-import ast, math, sys
+import ast, math, sys, warnings
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
@@ -43,7 +43,7 @@ def _execute(stage, cell:Cell)->dict: # the names that it defined
     "Execute the tune cell; what it raises is one clear error"
     names = {k: stage.values.get(k, p.default) for k,p in stage.params.items() if not p.is_expr and p.type.name != 'Secret'}
     try:
-        with redirect_stdout(sys.stderr): exec(compile(_cell_code(stage, cell), '<the tune cell>', 'exec'), names) # what we print may be JSON
+        with redirect_stdout(sys.stderr), warnings.catch_warnings(action='ignore'): exec(compile(_cell_code(stage, cell), '<the tune cell>', 'exec'), names) # what we print may be JSON
     except NotebookError: raise
     except NameError as e: raise NotebookError(f"the tune cell uses {e.name}, which it doesn't know", where=stage.nb.where(cell),
         remedy="it may use what it imports or cells above import, and parameters") from e

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['samplers', 'pruners', 'needs', 'most_points', 'lost', 'clear_errors', 'make_journal', 'whole_lines', 'open_storage',
            'open_database', 'missing', 'by_name', 'make_sampler', 'make_pruner', 'grid_values', 'point_of',
-           'grid_points', 'make_grid', 'about', 'check_name', 'study_names', 'load_study', 'check_same', 'open_study',
-           'study_name', 'trial_row', 'best_trials', 'find_trial', 'trial_params', 'ped_anova', 'importances',
-           'study_lock', 'sign_of_life', 'sign_off', 'is_orphan', 'retries_due', 'mend', 'give_up_trial', 'counted']
+           'grid_points', 'make_grid', 'about', 'check_name', 'studies_of', 'study_names', 'load_study', 'check_same',
+           'open_study', 'study_name', 'feasible', 'trial_row', 'best_trials', 'find_trial', 'trial_params',
+           'ped_anova', 'importances', 'study_lock', 'sign_of_life', 'sign_off', 'is_orphan', 'retries_due', 'mend',
+           'give_up_trial', 'counted', 'counting']
 
 # %% ../nbs/api/10b_study.ipynb #9f2d9a6c
 import fcntl, importlib, inspect, itertools, json, math, os, random, re, sys, time, warnings
@@ -33,7 +34,7 @@ def clear_errors(
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
     try: yield
-    except kinds or (StorageInternalError,SQLAlchemyError) as e:
+    except kinds or (StorageInternalError, SQLAlchemyError, *([sys.modules['redis'].exceptions.RedisError] if 'redis' in sys.modules else [])) as e:
         why = str(e.__cause__ or e).splitlines() or [type(e).__name__]
         raise ConfigError(f"the studies can't be read or written: {mask_url(why[0])}", where=mask_url(url), remedy="make it whole and reachable again, or correct `studies` in settings.ini") from e
 
@@ -141,7 +142,7 @@ def by_name(
     for o in needs.get(name, ()):
         if not find_spec(o): raise ConfigError(f"the {what} {name} needs {o}, which is not installed", where=f'--{what}', remedy=f'pip install {o}')
     cls = getattr(module, kinds[name])
-    takes = inspect.signature(cls.__init__).parameters
+    takes = {k: v for k,v in inspect.signature(cls.__init__).parameters.items() if v.kind not in (v.VAR_POSITIONAL, v.VAR_KEYWORD)}
     for o in options or {}:
         if o not in takes: raise ParameterError(f"{cls.__name__} has no option {o}", where=f'--{what}-option', remedy=did_you_mean(o, set(takes) - {'self'}))
     given = {k: _option(v) for k,v in (options or {}).items()}
@@ -234,10 +235,15 @@ def about(
 # %% ../nbs/api/10b_study.ipynb #204f8130
 def check_name(name:str): 
     "Refuse a study's name that can't be typed, kept or shown"
-    if not name.strip() or name != name.strip() or name.endswith('/') or not name.isprintable() or len(name) > 200: raise ParameterError(f"{name[:60]!r} is no name for a study", where='--study',
-        remedy="up to 200 letters, digits and signs, without spaces around it and without a / at its end")
+    if not name.strip() or name.startswith('-') or name != name.strip() or name.endswith('/') or not name.isprintable() or len(name) > 200: raise ParameterError(f"{name[:60]!r} is no name for a study", where='--study',
+        remedy="up to 200 letters, digits and signs, without spaces around it and without a - at its beginning or a / at its end")
 
 # %% ../nbs/api/10b_study.ipynb #17790295
+@contextmanager
+def studies_of(settings):
+    "The storage of a project's studies; what it refuses in the block is one clear error"
+    with clear_errors(settings.studies): yield open_storage(settings.studies)
+
 def study_names(storage)->list:
     "The studies in a storage"
     return [o.study_name for o in storage.get_all_studies()]
@@ -261,7 +267,7 @@ def check_same(
     known = list(zip(about(study).get('metrics') or [], directions))
     new = not about(study) and not study.get_trials(deepcopy=False) and directions == [o.direction for o in goals]
     if not new and known != [(o.metric, o.direction) for o in goals]:
-        raise ParameterError(f"the study {name} is to {', '.join(f'{d} {m}' for m,d in known) or 'something that is not ours'}", where='--study', remedy=remedy)
+        raise ParameterError(f"the study {name} " + (f"is to {', '.join(f'{d} {m}' for m,d in known)}" if known else "wasn't begun by mlops-nb"), where='--study', remedy=remedy)
     from optuna.distributions import check_distribution_compatibility
     for t in reversed(study.get_trials(deepcopy=False)):
         for k,dist in t.distributions.items():
@@ -299,11 +305,17 @@ def study_name(
     pattern = re.compile(re.escape(base) + r'(-(\d+))?')
     numbered = sorted((int(m[2] or 1), o) for o in storage.get_all_studies() if (m := pattern.fullmatch(o.study_name)))
     if not numbered: return base
+    same = [o.study_name for _,o in numbered if (o.user_attrs.get('mlops_nb') or {}).get('key') == key]
+    if same: return same[-1]
     last,found = numbered[-1]
     fresh = not found.user_attrs and not storage.get_all_trials(found._study_id, deepcopy=False) # somebody begins it just now
-    return found.study_name if fresh or (found.user_attrs.get('mlops_nb') or {}).get('key') == key else f'{base}-{last+1}'
+    return found.study_name if fresh else f'{base}-{last+1}'
 
 # %% ../nbs/api/10b_study.ipynb #cb57f7c1
+def feasible(t)->bool: 
+    "Does a trial keep all constraints?"
+    return all(v <= 0 for v in t.constraints.values())
+
 def trial_row(
     study,
     t, # a FrozenTrial
@@ -313,7 +325,7 @@ def trial_row(
     values = dict(zip(names, t.values)) if t.values and t.state.name == 'COMPLETE' else {}
     took = (t.datetime_complete - t.datetime_start).total_seconds() if t.datetime_complete and t.datetime_start else None
     return dict(number=t.number, state=t.state.name, values=values, params=t.params or t.system_attrs.get('fixed_params', {}), run=t.user_attrs.get('run'),
-                seconds=t.user_attrs.get('seconds', took), reason=t.user_attrs.get('reason'), feasible=all(v <= 0 for v in t.constraints.values()))
+                seconds=t.user_attrs.get('seconds', took), reason=t.user_attrs.get('reason'), feasible=feasible(t))
 
 # %% ../nbs/api/10b_study.ipynb #09ef3949
 def best_trials(study)->list: # of FrozenTrial; several where there are several metrics, none where there is none yet
@@ -330,7 +342,7 @@ def find_trial(
     "The trial that `ref` names"
     name,_,which = ref.rpartition('/')
     remedy = "write STUDY/BEST or STUDY/NUMBER"
-    if not name or not (which.upper() == 'BEST' or which.isdigit()): raise ParameterError(f"{ref!r} names no trial", where='--trial', remedy=remedy)
+    if not name or not (which.upper() == 'BEST' or which.isdecimal()): raise ParameterError(f"{ref!r} names no trial", where='--trial', remedy=remedy)
     study = load_study(storage, name)
     trials = best_trials(study) if which.upper() == 'BEST' else [o for o in study.get_trials(deepcopy=False) if o.number == int(which)]
     if len(trials) > 1: raise ParameterError(f"the study {name} has {len(trials)} best trials, each better than the others in something", where='--trial',
@@ -413,7 +425,7 @@ def mend(
     "Let trials of dead workers fail, and put back into the queue what should be there; under the study's lock"
     orphans = [t for t in study.get_trials(deepcopy=False, states=[load_optuna().trial.TrialState.RUNNING]) if is_orphan(study, t, shared)]
     for t in orphans: give_up_trial(study, t, 'killed', 'its process was killed')
-    for t in retries_due(study): study.enqueue_trial(t.system_attrs.get('fixed_params', {}) | t.params, user_attrs=dict(retry_of=t.number)) # of who was killed too early, none
+    for t in retries_due(study): study.enqueue_trial(t.system_attrs.get('fixed_params', {}) | t.params, user_attrs=dict(retry_of=t.number) | {k: v for k,v in t.user_attrs.items() if k == 'defaults'}) # of who was killed too early, none
     return [t.number for t in orphans]
 
 def give_up_trial(study, t, why:str, reason:str):
@@ -428,7 +440,11 @@ def give_up_trial(study, t, why:str, reason:str):
 
 # %% ../nbs/api/10b_study.ipynb #1fdbb170
 def counted(study)->int:
-    "How many trials count: all that ended, or are under way, or wait, except those whose parameters are tried again, and those of earlier studies"
+    "How many trials have ended, are under way or wait: those that count"
+    return len(counting(study))
+
+def counting(study)->list: # of FrozenTrial
+    "The trials that count: none whose parameters are tried again, none of an earlier study, none that was dropped from the queue"
     trials = study.get_trials(deepcopy=False)
     again = {t.user_attrs.get('retry_of') for t in trials}
-    return sum(t.number not in again and 'warm_start' not in t.user_attrs for t in trials)
+    return [t for t in trials if t.number not in again and not {'warm_start','dropped'} & t.user_attrs.keys()]

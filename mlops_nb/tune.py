@@ -7,27 +7,26 @@ __all__ = ['find_target', 'Tuning', 'study_key', 'make_inputs', 'check_given', '
            'enqueue_first', 'enough', 'waiting', 'sampling', 'next_trial', 'begin', 'of_trial', 'judge', 'conclude',
            'reason_of', 'failed', 'unusable', 'over', 'drive_study', 'others', 'stop_study', 'alive_in', 'workplace',
            'work_on', 'StudyResult', 'result_of', 'choose_name', 'known_study', 'quiet', 'Search', 'plan_study',
-           'noted', 'given_for', 'open_for', 'tune']
+           'named', 'noted', 'given_for', 'open_for', 'tune']
 
 # %% ../nbs/api/10d_tune.ipynb #1a85ef01
 import os, secrets, shutil, signal, tempfile, threading, time, warnings
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from .core import LedgerError, MlopsError, ParameterError, PipelineError, StageError, Stopped, did_you_mean, digest_json
+from .core import MlopsError, ParameterError, PipelineError, StageError, Stopped, did_you_mean, digest_json
 from .executor import LocalExecutor, held_folder
 from .goal import Bound, check_metrics, make_goals, named_metrics, parse_bound, why_no_value
-from .notebook import cell_tree
-from .parameters import Text, from_text, to_json
-from .pipeline import bind_pipeline, find_stage, load_pipeline
+from .parameters import from_text, to_json
+from .pipeline import bind_pipeline, find_stage, load_pipeline, pipeline_folder
 from .plan import Planner, Workspace, make_plan
 from .process import this_process
 from .referee import Referee, judged
-from .run import (ActiveRun, Scheduler, clean_up_after_the_dead, coming, error_of, git_state, heartbeat, on_signals, run as run_pipeline, shared_ledger, signals_as_interrupt,
+from .run import (ActiveRun, Scheduler, clean_up_after_the_dead, coming, git_state, heartbeat, on_signals, run as run_pipeline, shared_ledger, signals_as_interrupt,
     stop, turn, without_secrets)
 from .space import Space, load_optuna, make_space
 from .stage import environment, environment_digest
-from .study import (about, best_trials, check_name, clear_errors, counted, give_up_trial, importances, load_study, make_pruner, make_sampler, mend, open_storage, open_study, sign_of_life,
+from .study import (about, best_trials, check_name, clear_errors, counted, feasible, give_up_trial, importances, load_study, make_pruner, make_sampler, mend, open_storage, open_study, sign_of_life,
     sign_off, study_lock, study_name, trial_row)
 
 # %% ../nbs/api/10d_tune.ipynb #e80ce219
@@ -172,7 +171,7 @@ def warm_start(
     from optuna.trial import create_trial
     there = {o.user_attrs.get('warm_start') for o in t.study.get_trials(deepcopy=False)}
     for o in (o for o in trials if f'{name}/{o.number}' not in there):
-        told = {k: v for k,v in o.user_attrs.items() if k not in ('retry_of','lost','worker')} # these are about the other study
+        told = {k: v for k,v in o.user_attrs.items() if k not in ('retry_of','lost','worker','defaults')} # these are about the other study
         t.study.add_trial(create_trial(values=o.values, params=o.params, distributions=t.space.dists, intermediate_values=o.intermediate_values,
             system_attrs={k: v for k,v in o.system_attrs.items() if k.startswith('constraints')}, user_attrs={**told, 'warm_start': f'{name}/{o.number}'}))
 
@@ -187,6 +186,7 @@ def enqueue_first(
     for o in t.study.get_trials(deepcopy=False, states=[TrialState.WAITING]): # the space may have been narrowed since
         if out := [k for k,v in o.system_attrs.get('fixed_params', {}).items() if k in t.space.dists and not in_space(t.space.dists[k], v)]:
             t.study._storage.set_trial_user_attr(o._trial_id, 'reason', f"{', '.join(out)} outside of the space")
+            t.study._storage.set_trial_user_attr(o._trial_id, 'dropped', True)
             t.study._storage.set_trial_state_values(o._trial_id, TrialState.FAIL)
     for o in wanted: t.study.enqueue_trial(check_given(t, o), skip_if_exists=True)
     known = {o.user_attrs.get('defaults') for o in t.study.get_trials(deepcopy=False)}
@@ -196,7 +196,7 @@ def enqueue_first(
 def enough(t:Tuning)->bool:
     "Is no further trial to be started?"
     if t.broken or time.monotonic() > t.deadline: return True
-    if t.until and any(t.until.holds(o.user_attrs.get('metrics') or {}) for o in t.study.get_trials(deepcopy=False) if o.state.name == 'COMPLETE'): return True
+    if t.until and any(t.until.holds(o.user_attrs.get('metrics') or {}) for o in t.study.get_trials(deepcopy=False) if o.state.name == 'COMPLETE' and feasible(o)): return True
     if hasattr(t.study.sampler, 'left') and not waiting(t.study) and not t.study.sampler.left(t.study): return True # a grid is exhausted
     return counted(t.study) - waiting(t.study) >= t.trials
 
@@ -212,7 +212,7 @@ def sampling():
     try: yield
     except (MlopsError,OptunaError,OSError): raise # not its fault
     except Exception as e:
-        if type(e).__module__.startswith('sqlalchemy'): raise
+        if type(e).__module__.startswith(('sqlalchemy','redis')): raise
         raise ParameterError(f"the search can't go on: {type(e).__name__}: {(str(e).splitlines() or [''])[0]}", where='--sampler, --pruner', remedy="correct its options, or take another one") from e
 
 # %% ../nbs/api/10d_tune.ipynb #a479357a
@@ -249,10 +249,13 @@ def of_trial(t:Tuning, id:str):
 
 def judge(t:Tuning, told:dict)->bool:
     "A notebook reports a value: should it end here?"
-    trial = of_trial(t, told['run'])
-    if trial is None or len(t.goals) > 1 or not judged(trial, t.goals[0].metric, told): return False
-    t.sch.pruned.add(told['run'])
-    return True
+    id = told['stage_run']
+    trial = of_trial(t, id)
+    if trial is None or len(t.goals) > 1: return False
+    stage,dot,_ = t.goals[0].metric.rpartition('.')
+    if dot and stage != t.sch.flying[id][1].stage.short_name: return False # another stage's value of this name
+    if judged(trial, t.goals[0].metric, told): t.sch.pruned.add(id)
+    return id in t.sch.pruned
 
 # %% ../nbs/api/10d_tune.ipynb #ad5b28f0
 def conclude(t:Tuning, trial, run:ActiveRun):
@@ -482,6 +485,11 @@ def plan_study(
     return t
 
 # %% ../nbs/api/10d_tune.ipynb #1065bf33
+def named(t:Tuning)->str: 
+    "How the pipeline is named in a command: by its name, or by its folder where that is elsewhere"
+    p,root = t.source,t.ws.settings.root
+    return p.name if p.folder == (pipeline_folder(t.ws.settings)/p.name).resolve() else os.path.relpath(p.folder, root)
+
 def noted(t:Tuning, command:str): 
     "A function that says what each trial's run has in the ledger besides its parameters"
     settings,git = t.ws.settings, git_state(t.ws.settings.root)
@@ -516,7 +524,7 @@ def open_for(
     t.index,key,t.given = planner.index, study_key(t, planner), given_for(planner)
     with study_lock(t.ws.settings.state, ''): # of all studies: while we choose a name nobody else takes it
         name = choose_name(t, storage, key, asked)
-        t.study = open_study(storage, name, t.goals, t.space, dict(target=t.pipeline.name + (f'/{t.stage}' if t.stage else ''), key=key, given=t.given))
+        t.study = open_study(storage, name, t.goals, t.space, dict(target=t.pipeline.name + (f'/{t.stage}' if t.stage else ''), pipeline=named(t), key=key, given=t.given))
         workers = sum(o.startswith('worker:') for o in t.study.user_attrs)
         sign_of_life(t.study, t.worker)
     for k,v in search.make(t, workers).items(): setattr(t.study, k, v)
