@@ -453,7 +453,7 @@ def test_a_study_of_somebody_else(project):
     optuna.create_study(storage=storage, study_name='demo-fit').optimize(lambda t: t.suggest_float('x', 0, 1), 2)
     optuna.create_study(storage=storage, study_name='empty', direction='maximize')
     for name in ('demo-fit','empty'):
-        with pytest.raises(MlopsError, match='something that is not ours'): tune(project.settings, 'demo/fit', 'loss', trials=1, study=name)
+        with pytest.raises(MlopsError, match="wasn't begun by mlops-nb"): tune(project.settings, 'demo/fit', 'loss', trials=1, study=name)
         assert about(study_of(project, name)) == {}
     assert tune(project.settings, 'demo/fit', 'loss', trials=1).study == 'demo-fit-2'
     assert len(study_of(project).trials) == 2
