@@ -171,17 +171,18 @@ def find_marked(
 # %% ../nbs/api/05_engine.ipynb #c141dac2
 def sweep(
     ids, # stage run ids
+    pause:float=0.005, # seconds between two looks that find nobody
 )->int: # how many processes were killed
     "Kill whatever is left of these stage runs"
     killed,calm = set(),0
-    for _ in range(100): # a process may be starting another one while we look
+    for _ in range(100): # a process may be starting another one while we look, and one that is just starting has no mark yet
         left = find_marked(ids)
         calm = 0 if left else calm+1
         if calm==2: break
         for pid in left:
             with suppress(OSError): os.kill(pid, signal.SIGKILL)
         killed |= set(left)
-        if left: time.sleep(0.005)
+        time.sleep(0.005 if left else pause)
     return len(killed)
 
 # %% ../nbs/api/05_engine.ipynb #5989a007
@@ -366,7 +367,7 @@ def execute(
             leave_note(play, error)
         finally:
             give_secrets({})
-            sweep([job['id']])
+            sweep([job['id']], pause=0) # its process has ended in order, with all of its group
     used = dict(seconds=round(meter.seconds, 3), cpu_seconds=round(meter.cpu_seconds, 3), peak_mb=round(meter.peak, 1), **play.how())
     return dict(status='failed' if error else 'completed', error=error, **used, engine=job.get('engine') or default_engine)
 

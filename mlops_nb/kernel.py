@@ -127,13 +127,12 @@ def distrust_young_copies(
 ):
     "From now on, import a module from its source if that was changed a moment ago"
     loader = importlib.machinery.SourceFileLoader
-    usual = loader.get_code
-    def get_code(self, fullname):
-        path = self.get_filename(fullname)
-        try: old = time.time()-os.stat(path).st_mtime > young
-        except OSError: old = True
-        return usual(self, fullname) if old else self.source_to_code(self.get_data(path), path)
-    loader.get_code = get_code
+    usual = loader.path_stats
+    def path_stats(self, path):
+        found = usual(self, path)
+        if time.time()-found['mtime'] <= young: raise OSError('it was changed a moment ago')
+        return found
+    loader.path_stats = path_stats
 
 
 # %% ../nbs/api/04a_kernel.ipynb #4667e402

@@ -225,7 +225,7 @@ commands = { # name: (arguments, exit code, a part of what is said)
     'no jobs': (['run', 'demo', '--jobs', '0'], 2, 'jobs'),
     'jobs in words': (['run', 'demo', '--jobs', 'many'], 2, 'valid integer'),
     'another pipeline': (['run', 'dmeo'], 2, 'did you mean demo?'),
-    'no pipeline': (['run'], 2, "Missing argument"),
+    'no pipeline': (['run'], 2, "no pipeline is named"),
     'an unknown option': (['run', 'demo', '--fast'], 2, 'No such option'),
     'an unknown command': (['rnu', 'demo'], 2, 'No such command'),
     'text for a number': (['run', 'demo', '-p', 'n=one'], 2, "n must be int, not 'one'"),
