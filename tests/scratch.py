@@ -97,7 +97,7 @@ class Project:
     def ok(self, *args, **kwargs):
         "Run the pipeline, which goes well"
         done = self.run(*args, **kwargs)
-        assert done.code == 0, done
+        assert done.code == 0, (done, [o["error"] for o in self.rows() if o["error"]])
         return done
 
     @property
