@@ -21,9 +21,9 @@ from .notebook import Notebook, cell_tree, read_notebook, tree_text
 # %% ../nbs/api/02b_code.ipynb #ddf42336
 @lru_cache(None)
 def _foreign()->tuple: 
-    "The folders of installed packages and of Python itself"
+    "The folders of installed packages, of Python itself, and of the system"
     paths = {sysconfig.get_path(o) for o in ('stdlib','platstdlib','purelib','platlib')} | {o for o in sys.path if 'site-packages' in o or 'dist-packages' in o}
-    return tuple(os.path.realpath(o)+os.sep for o in paths)
+    return (*(os.path.realpath(o)+os.sep for o in paths), '/proc/', '/sys/', '/dev/')
 
 # %% ../nbs/api/02b_code.ipynb #34a83146
 def is_own(path)->bool: 
