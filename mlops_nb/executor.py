@@ -258,6 +258,12 @@ class LocalExecutor:
         folder,self.lock = held_folder(self.base)
         self.crew = Crew(str(folder), self.coming)
 
+    @property
+    def folder(self)->str:
+        "Where what is temporary lies"
+        if not self.crew: self._settle()
+        return self.crew.folder
+
     def expect(self, job:dict): # as much of it as is known: engine, seed, env
         "Get ready for a job that will come"
         if not self.crew: self._settle()

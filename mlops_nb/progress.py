@@ -11,7 +11,7 @@ __all__ = ['state_styles', 'values_text', 'trial_text', 'best_text', 'head_text'
 import shlex, sys, time
 from functools import cached_property
 from .show import ago, console, metrics_text, number, seconds, styled, table
-from .study import about, best_trials, counting, trial_row
+from .study import about, best_trials, counting, goals_of, trial_row
 
 # %% ../nbs/api/10e_progress.ipynb #dd1739a0
 def values_text(values:dict)->str: 
@@ -174,8 +174,7 @@ def studies_rows(storage)->list: # {study, target, goals, trials, best, begun}
     for s in optuna.get_all_study_summaries(storage, include_best_trial=False):
         study = optuna.load_study(study_name=s.study_name, storage=storage)
         known = about(study)
-        names = known.get('metrics') or [f'value {i}' for i in range(len(study.directions))]
-        found.append(dict(study=s.study_name, target=known.get('target', ''), goals=[f'{d.name.lower()} {m}' for m,d in zip(names, study.directions)],
+        found.append(dict(study=s.study_name, target=known.get('target', ''), goals=list(map(str, goals_of(study))),
             trials=s.n_trials, best=[trial_row(study, o) for o in best_trials(study)], begun=known.get('begun') or ''))
     return sorted(found, key=lambda o: o['begun'], reverse=True)
 

@@ -16,7 +16,7 @@ from .engine import execute
 from .new import library_root
 from .notebook import inject, read_notebook, write_notebook
 from .parameters import injected_source
-from .study import load_study, open_storage
+from .study import load_study, studies_of
 
 # %% ../nbs/api/10f_report.ipynb #c3bdd522
 def check_parts(
@@ -165,7 +165,7 @@ def study_report(
 )->tuple: # (the executed notebook, the page), paths
     "Make the report of a study"
     check_parts()
-    study = load_study(open_storage(settings.studies), name)
+    with studies_of(settings) as storage: study = load_study(storage, name)
     base = report_folder(settings)/file_name(name)
     nb,html = (base.with_name(f'{base.name}.{o}') for o in ('ipynb','html'))
     with writing(nb, 'the report', ConfigError):

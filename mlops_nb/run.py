@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StageResult', 'way_of', 'RunResult', 'ActiveRun', 'git_state', 'Scheduler', 'make_again', 'accept', 'accept_cached',
            'look_again', 'inputs_whole', 'try_start', 'release', 'launch', 'is_waiting', 'start_ready', 'fail',
-           'not_started', 'finish', 'under_way', 'turn', 'drive', 'heartbeat', 'shared_ledger', 'on_signals',
+           'not_started', 'finish', 'under_way', 'turn', 'drive', 'beside', 'heartbeat', 'shared_ledger', 'on_signals',
            'signals_as_interrupt', 'stop', 'clean_up_after_the_dead', 'each_values', 'each_params', 'take_cached',
            'start_runs', 'without_secrets', 'note_start', 'coming', 'execute_runs', 'check_engine', 'run']
 
@@ -300,23 +300,29 @@ def drive(sch:Scheduler):
 
 # %% ../nbs/api/09_run.ipynb #d87553e6
 @contextmanager
+def beside(
+    work, # function(over): it ends when the event `over` is set
+):
+    "In the block, something else is done in a thread of its own"
+    over = threading.Event()
+    thread = threading.Thread(target=work, args=(over,), daemon=True)
+    thread.start()
+    try: yield
+    finally:
+        over.set()
+        thread.join()
+
 def heartbeat(
     url:str, # of the ledger
     owner:dict, # who lives
     every:float=10., # seconds
 ):
     "In the block, tell the ledger now and then that we live"
-    over = threading.Event()
-    def beats():
+    def beats(over):
         with open_ledger(url) as ledger:
             while not over.wait(every):
                 with suppress(LedgerError): ledger.beat(owner)
-    thread = threading.Thread(target=beats, daemon=True)
-    thread.start()
-    try: yield
-    finally:
-        over.set()
-        thread.join()
+    return beside(beats)
 
 # %% ../nbs/api/09_run.ipynb #96390ddf
 def shared_ledger(settings)->bool:
