@@ -6,7 +6,8 @@
 __all__ = ['calm_ns', 'any_module', 'is_own', 'noting', 'unchanged', 'find_module', 'Source', 'find_imports', 'find_bindings',
            'walk_all', 'patched_classes', 'find_effects', 'find_uses', 'find_files', 'strings', 'path_folders',
            'CodeIndex', 'next_places', 'word_places', 'text_places', 'named_modules', 'arrive', 'import_effects',
-           'reach', 'notebook_source', 'cd_folders', 'starting_places', 'trace', 'unpickles', 'definitions']
+           'reach', 'notebook_source', 'cd_folders', 'starting_places', 'passed_folders', 'trace', 'unpickles',
+           'definitions']
 
 # %% ../nbs/api/02b_code.ipynb #5427c94d
 import ast, importlib.machinery, importlib.util, os, re, stat, sys, sysconfig, time
@@ -280,7 +281,9 @@ def path_folders(src:Source)->list:
 # %% ../nbs/api/02b_code.ipynb #3705deeb
 class CodeIndex:
     "Follows names through the project's own modules"
-    def __init__(self, folders=()): self.folders,self._sources,self._reached,self._traced,self._looks = tuple(map(str, folders)),{},{},{},{}
+    def __init__(self, folders=(), looks=None):
+        self.folders,self._sources,self._reached,self._traced,self._wider = tuple(map(str, folders)),{},{},{},{}
+        self._looks = {} if looks is None else looks
 
     def looking(self): 
         "In the block, note what is looked at"
@@ -290,10 +293,11 @@ class CodeIndex:
         "Is everything that it was made from as it was?"
         return unchanged(self._looks)
 
-    def look_in(self, folders):
-        "Look for modules in these folders too"
-        new = tuple(dict.fromkeys(o for o in folders if o not in self.folders))
-        if new: self.folders,self._sources,self._reached,self._traced = self.folders+new,{},{},{}
+    def wider(self, folders)->'CodeIndex':
+        "The index that looks for modules in these folders too; this one if it does"
+        new = tuple(sorted({*folders} - {*self.folders}))
+        if new and new not in self._wider: self._wider[new] = CodeIndex(self.folders+new, self._looks)
+        return self._wider[new] if new else self
 
     def source(self, name:str):
         "The `Source` of module `name`, or None where it isn't project code"
@@ -309,9 +313,7 @@ class CodeIndex:
         text = Path(path).read_text(errors='replace')
         try: tree = ast.parse(text)
         except (SyntaxError, ValueError): tree = ast.Module([ast.Expr(ast.Constant(...)), ast.Expr(ast.Name(digest_bytes(text.encode())))], [])
-        src = Source(name, path, tree, text, self.source)
-        if re.search(r'sys|addsitedir|chdir', text): self.look_in(path_folders(src))
-        return src
+        return Source(name, path, tree, text, self.source)
 
 # %% ../nbs/api/02b_code.ipynb #d84e55ea
 def _kind(node)->str: 
@@ -346,11 +348,16 @@ def next_places(
     return places
 
 # %% ../nbs/api/02b_code.ipynb #5c0e792a
+def _gives(package, name:str)->bool: # package: a Source; a path or None where nothing is known of it
+    "Does a package itself give `name`, so that `from package import name` doesn't import a module of that name?"
+    if not isinstance(package, Source): return False
+    return name in package.bindings or name in package.imports and (package.name, name) not in package.imports[name]
+
 def _import_statements(nodes, src:Source)->set:
     "The places `(module, None)` that import statements among `nodes` lead to"
     found = [(a.name, '') for o in nodes if isinstance(o, ast.Import) for a in o.names]
     found += [(_absolute(o, src.package), a.name) for o in nodes if isinstance(o, ast.ImportFrom) for a in o.names]
-    return {(m, None) for m,_ in found} | {(f'{m}.{n}', None) for m,n in found if n not in ('', '*')}
+    return {(m, None) for m,_ in found} | {(f'{m}.{n}', None) for m,n in found if n not in ('', '*') and not _gives(src.find(m), n)}
 
 # %% ../nbs/api/02b_code.ipynb #249a5e02
 _re_word = re.compile(r'[^\W\d]\w*(?:\.[^\W\d]\w*)*')
@@ -454,7 +461,7 @@ def _imported(index:CodeIndex, mod:str)->set:
     if src is None: return set()
     top = Source(src.name, src.path, ast.Module([o for o in src.tree.body if not isinstance(o, _defs)], []))
     names = {(m,n) for froms in top.imports.values() for m,n in froms}
-    return {(m, None) for m,_ in names} | {(f'{m}.{n}', None) for m,n in names if n and n != '*' and index.source(m) and n not in index.source(m).bindings}
+    return {(m, None) for m,_ in names} | {(f'{m}.{n}', None) for m,n in names if n and n != '*' and index.source(m) and not _gives(index.source(m), n)}
 
 # %% ../nbs/api/02b_code.ipynb #68d42cc7
 def reach(
@@ -502,13 +509,22 @@ def starting_places(
     src:Source, # of a notebook or a script
     lines, # its magics and shell lines
     index:CodeIndex,
-)->tuple: # (places, {path: digest} of the files of code that it names)
+)->tuple: # (places, {path: digest} of the files of code that it names, folders where it has modules looked for)
     "Where the code of a notebook leads, by imports and by the scripts it runs"
     folder = os.path.dirname(src.path)
-    index.look_in([*path_folders(src), *cd_folders(lines, folder)])
     places = next_places(src, src.tree.body, whole=src.path.endswith('.py')) | word_places(lines, index.source)
     files = {o: digest_file(o)[:20] for o in find_files(src.nodes, lines, folder) if os.path.realpath(o) != os.path.realpath(src.path)}
-    return places, files
+    return places, files, {*path_folders(src), *cd_folders(lines, folder)}
+
+# %% ../nbs/api/02b_code.ipynb #75e1bed5
+def passed_folders(
+    index:CodeIndex,
+    passed, # places
+)->set:
+    "The folders in which modules on the way have others looked for"
+    names = {'.'.join(parts[:i]) for parts in {tuple(m.split('.')) for m,_ in passed} for i in range(1, len(parts)+1)}
+    found = [o for o in map(index.source, names) if o and re.search(r'sys|addsitedir|chdir', o.text)]
+    return {p for o in found for p in path_folders(o)}
 
 # %% ../nbs/api/02b_code.ipynb #75f24c8a
 def trace(
@@ -518,26 +534,28 @@ def trace(
     "Follow a notebook through the project's own code; the index remembers where it led"
     index = index or CodeIndex([Path(nb.path).parent])
     if id(nb) not in index._traced: 
-        with index.looking(): traced = _trace(nb, index)
-        index._traced[id(nb)] = (nb, traced) # the notebook is kept, so that its id is
+        with index.looking():
+            found,passed,folders = _trace(nb, index)
+            wider = index.wider(folders)
+        index._traced[id(nb)] = nb, (found, passed) if wider is index else trace(nb, wider) # the notebook is kept, so that its id is
     found,passed = index._traced[id(nb)][1]
     return dict(found), passed # the caller may do with it what it likes
 
 # %% ../nbs/api/02b_code.ipynb #bc4f9299
 def _trace(nb:Notebook, index:CodeIndex)->tuple:
-    "What `trace` remembers"
+    "What an index finds, and the folders that it should have looked in too"
     folder = str(Path(nb.path).parent)
     src,lines = notebook_source(nb, index.source)
-    places,files = starting_places(src, lines, index)
+    places,files,folders = starting_places(src, lines, index)
     todo = list(files)
     while todo:
-        on,more = starting_places(*_as_source(todo.pop(), index), index)
+        on,more,also = starting_places(*_as_source(todo.pop(), index), index)
         todo += more.keys() - files.keys()
-        places,files = places | on, files | more
+        places,files,folders = places | on, files | more, folders | also
     found,passed = reach(index, places)
     if any_module in passed: found |= reach(index, named_modules(src))[0]
     found |= {f'file {os.path.relpath(o, folder)}': d for o,d in files.items()}
-    return dict(sorted(found.items())), passed
+    return dict(sorted(found.items())), passed, folders | passed_folders(index, passed)
 
 # %% ../nbs/api/02b_code.ipynb #8476bcfc
 def unpickles(places)->bool:
