@@ -188,6 +188,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlops_nb.core.digest_file': ('api/core.html#digest_file', 'mlops_nb/core.py'),
                                'mlops_nb.core.digest_json': ('api/core.html#digest_json', 'mlops_nb/core.py'),
                                'mlops_nb.core.digest_path': ('api/core.html#digest_path', 'mlops_nb/core.py'),
+                               'mlops_nb.core.exchange': ('api/core.html#exchange', 'mlops_nb/core.py'),
                                'mlops_nb.core.fsync_path': ('api/core.html#fsync_path', 'mlops_nb/core.py'),
                                'mlops_nb.core.list_tree': ('api/core.html#list_tree', 'mlops_nb/core.py'),
                                'mlops_nb.core.new_id': ('api/core.html#new_id', 'mlops_nb/core.py'),

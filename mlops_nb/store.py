@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .config import mask_url
 from .content import Artifact, DigestCache, artifact_of, reading, scan
-from .core import ConfigError, DamagedError, MlopsError, StoreError, digest_json, did_you_mean, fsync_path, writing
+from .core import ConfigError, DamagedError, MlopsError, StoreError, digest_json, did_you_mean, exchange, fsync_path, writing
 
 # %% ../nbs/api/03_store.ipynb #81fb837e
 def remove(path):
@@ -154,7 +154,9 @@ def _replace(
     for i in range(50):
         try:
             folder = os.path.isdir(dest) and not os.path.islink(dest)
-            if folder or os.path.isdir(new) and os.path.lexists(dest): os.rename(dest, new.with_name(f'old{i}')) # only files replace files
+            both = folder or os.path.isdir(new) and os.path.lexists(dest) # only files replace files
+            if both and exchange(new, dest): return fsync_path(dest.parent)
+            if both: os.rename(dest, new.with_name(f'old{i}'))
             os.replace(new, dest)
             return fsync_path(dest.parent)
         except OSError as e:
