@@ -7,7 +7,7 @@ __all__ = ['calm_ns', 'any_module', 'is_own', 'noting', 'unchanged', 'find_modul
            'walk_all', 'patched_classes', 'find_effects', 'find_uses', 'find_files', 'strings', 'path_folders',
            'CodeIndex', 'next_places', 'word_places', 'text_places', 'named_modules', 'arrive', 'import_effects',
            'reach', 'notebook_source', 'cd_folders', 'starting_places', 'passed_folders', 'trace', 'unpickles',
-           'definitions']
+           'definitions', 'code_paths']
 
 # %% ../nbs/api/02b_code.ipynb #5427c94d
 import ast, importlib.machinery, importlib.util, os, re, stat, sys, sysconfig, time
@@ -517,13 +517,17 @@ def starting_places(
     return places, files, {*path_folders(src), *cd_folders(lines, folder)}
 
 # %% ../nbs/api/02b_code.ipynb #75e1bed5
+def _passed_sources(index:CodeIndex, passed)->list: 
+    "The project's modules on the way, with the packages that they are in"
+    names = {'.'.join(parts[:i]) for parts in {tuple(m.split('.')) for m,_ in passed} for i in range(1, len(parts)+1)}
+    return [o for o in map(index.source, sorted(names)) if o]
+
 def passed_folders(
     index:CodeIndex,
     passed, # places
 )->set:
     "The folders in which modules on the way have others looked for"
-    names = {'.'.join(parts[:i]) for parts in {tuple(m.split('.')) for m,_ in passed} for i in range(1, len(parts)+1)}
-    found = [o for o in map(index.source, names) if o and re.search(r'sys|addsitedir|chdir', o.text)]
+    found = [o for o in _passed_sources(index, passed) if re.search(r'sys|addsitedir|chdir', o.text)]
     return {p for o in found for p in path_folders(o)}
 
 # %% ../nbs/api/02b_code.ipynb #75f24c8a
@@ -537,9 +541,9 @@ def trace(
         with index.looking():
             found,passed,folders = _trace(nb, index)
             wider = index.wider(folders)
-        index._traced[id(nb)] = nb, (found, passed) if wider is index else trace(nb, wider) # the notebook is kept, so that its id is
-    found,passed = index._traced[id(nb)][1]
-    return dict(found), passed # the caller may do with it what it likes
+        index._traced[id(nb)] = nb, found, passed, wider # the notebook is kept, so that its id is
+    _,found,passed,wider = index._traced[id(nb)]
+    return (dict(found), passed) if wider is index else trace(nb, wider) # the caller may do with it what it likes
 
 # %% ../nbs/api/02b_code.ipynb #bc4f9299
 def _trace(nb:Notebook, index:CodeIndex)->tuple:
@@ -553,7 +557,9 @@ def _trace(nb:Notebook, index:CodeIndex)->tuple:
         todo += more.keys() - files.keys()
         places,files,folders = places | on, files | more, folders | also
     found,passed = reach(index, places)
-    if any_module in passed: found |= reach(index, named_modules(src))[0]
+    if any_module in passed:
+        more,also = reach(index, named_modules(src))
+        found,passed = found | more, passed | also
     found |= {f'file {os.path.relpath(o, folder)}': d for o,d in files.items()}
     return dict(sorted(found.items())), passed, folders | passed_folders(index, passed)
 
@@ -566,3 +572,15 @@ def unpickles(places)->bool:
 def definitions(nb:Notebook, index:CodeIndex=None)->dict: # {label: digest}, e.g. {'function flights.features.add_weather': '…'}
     "The definitions of the project's own code that `nb` depends on"
     return trace(nb, index)[0]
+
+# %% ../nbs/api/02b_code.ipynb #0d32e58f
+def code_paths(nb:Notebook, index:CodeIndex=None)->set: # absolute
+    "The files of the project's own code that `nb` depends on, without itself"
+    index = index or CodeIndex([Path(nb.path).parent])
+    found,passed = trace(nb, index)
+    while (wider := index._traced[id(nb)][3]) is not index: index = wider
+    modules = {o.path for o in _passed_sources(index, passed) if _is_file(o.path)}
+    def place(label):
+        rel,_,mod = label.removeprefix('file ').partition(' beside ')
+        return os.path.normpath(os.path.join(os.path.dirname(index.source(mod).path if mod else nb.path), rel))
+    return modules | {place(o) for o in found if o.startswith('file ')}

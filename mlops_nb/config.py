@@ -114,6 +114,10 @@ def _jobs(root, text):
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 # %% ../nbs/api/01_config.ipynb #e9b70417
+def _megabytes(root, text): 
+    "An amount of data, MB"
+    return _whole(text, 0, 10**12)
+
 def _seed(root, text): 
     "What `random`, NumPy and `PYTHONHASHSEED` all accept"
     return _whole(text, 0, 2**32-1)
@@ -131,7 +135,8 @@ known_keys = dict(
     studies = ('.mlops/studies.log',         _place, 'tuning: a journal file or a database'),
     jobs    = ('',                           _jobs,  'stage runs at the same time; default: one a processor'),
     seed    = ('0',                          _seed,  'of random, NumPy and PYTHONHASHSEED in each stage run'),
-    engine  = ('snapshot',                   _text,  'who executes notebooks: an engine registered with papermill, or papermill itself'))
+    engine  = ('snapshot',                   _text,  'who executes notebooks: an engine registered with papermill, or papermill itself'),
+    keep_inputs = ('100',                    _megabytes, 'inputs from outside are kept in the store too if they are no larger, MB; 0: never'))
 
 # %% ../nbs/api/01_config.ipynb #9fc7d9f1
 def _check_section(name):
@@ -237,6 +242,7 @@ class Settings:
     jobs:int # stage runs at the same time
     seed:int # of random, NumPy and PYTHONHASHSEED
     engine:str # registered with papermill
+    keep_inputs:int # inputs from outside that are no larger are kept in the store too, MB
     secrets:Secrets # names only; a value is read when used
     nbs:Path # folder of the notebooks
     lib:str # name of the library they export to, or None

@@ -22,7 +22,10 @@ from .ledger import open_ledger
 # %% ../nbs/api/07a_plan.ipynb #a0c2c238
 class Workspace:
     "What a project has: settings, store, ledger, remembered digests"
-    def __init__(self, settings): self.settings = settings
+    def __init__(self,
+        settings,
+        variables=None, # {name: value}: environment variables that each stage run gets
+    ): self.settings,self.variables = settings,variables or {}
     @cached_property
     def store(self): return open_store(self.settings.store, self.settings.state/'cache'/'store', self.digests)
     @cached_property
@@ -31,6 +34,8 @@ class Workspace:
     def digests(self): return DigestCache(self.settings.state/'cache'/'digests.db')
     @cached_property
     def indexes(self)->dict: return {} # {folders: CodeIndex}
+    @cached_property
+    def kept(self)->dict: return {} # {digest of what a stage run is made from: the artifact that holds it}
     @property
     def remote(self)->Path: return self.settings.state/'cache'/'remote'
 

@@ -7,7 +7,8 @@ __all__ = ['StageResult', 'way_of', 'RunResult', 'ActiveRun', 'git_state', 'Sche
            'look_again', 'inputs_whole', 'try_start', 'release', 'launch', 'is_waiting', 'start_ready', 'fail',
            'not_started', 'finish', 'under_way', 'turn', 'drive', 'beside', 'heartbeat', 'shared_ledger', 'on_signals',
            'signals_as_interrupt', 'stop', 'clean_up_after_the_dead', 'each_values', 'each_params', 'take_cached',
-           'start_runs', 'without_secrets', 'note_start', 'coming', 'execute_runs', 'check_engine', 'run']
+           'start_runs', 'without_secrets', 'circumstances', 'note_start', 'coming', 'execute_runs', 'check_engine',
+           'run']
 
 # %% ../nbs/api/09_run.ipynb #edb42b92
 import math, shutil, signal, subprocess, tempfile, threading, time
@@ -17,6 +18,7 @@ from itertools import product
 from .core import DamagedError, LedgerError, MlopsError, ParameterError, PipelineError, StageError, StoreError, Stopped, did_you_mean, writing
 from .ledger import open_ledger
 from .executor import LocalExecutor, sweep_orphans
+from .origin import keep_lock
 from .parameters import many_from_text, most_values, to_source
 from .pipeline import addressed, bind_pipeline, find_stage, load_pipeline
 from .plan import Planner, Workspace, look, make_plan
@@ -25,7 +27,7 @@ from .records import cached_row
 from .stage import environment, environment_digest, param_values
 from .store import is_litter
 from .tables import NoSuchRun
-from .work import Work, end_work, error_of, give_up, leave, publish, start_work
+from .work import Work, end_work, error_of, give_up, keep_origin, leave, publish, start_work
 
 # %% ../nbs/api/09_run.ipynb #20bd707e
 @dataclass
@@ -220,6 +222,7 @@ def launch(sch:Scheduler, run:ActiveRun, step):
         job = start_work(work) | dict(silent=not sch.cells)
         sch.flying[work.id] = run,work
         with writing(tempfile.gettempdir(), 'the temporary folder', StageError): sch.executor.submit(job)
+        keep_origin(work)
     except LedgerError: raise
     except MlopsError as e:
         if sch.flying.pop(work.id, None): sch.executor.cancel(work.id)
@@ -431,12 +434,17 @@ def without_secrets(command:str, pipeline, params:dict)->str:
     return command
 
 # %% ../nbs/api/09_run.ipynb #ab65278d
-def note_start(ws:Workspace, run:ActiveRun, git:dict, command:str, each:dict):
-    "Write the start of a run into the ledger"
-    run.command = command
+def circumstances(ws:Workspace, command:str)->dict: # columns of `runs`
+    "Under what a run takes place: packages, their lock, commit, settings"
     ws.ledger.keep_environment(environment_digest(), environment())
-    run.id = ws.ledger.start_run(run.pipeline.name, params=run.params, each=each or None, command=command, env=ws.settings.env,
-        settings=dict(seed=ws.settings.seed, engine=ws.settings.engine, environment=environment_digest()), **git)
+    settings,lock = ws.settings, keep_lock(ws)
+    told = dict(seed=settings.seed, engine=settings.engine, environment=environment_digest())
+    return dict(command=command, env=settings.env, settings=told, lock=lock and vars(lock), **git_state(settings.root))
+
+def note_start(ws:Workspace, run:ActiveRun, known:dict, each:dict):
+    "Write the start of a run into the ledger; `known` are its circumstances"
+    run.command = known['command']
+    run.id = ws.ledger.start_run(run.pipeline.name, params=run.params, each=each or None, **known)
 
 # %% ../nbs/api/09_run.ipynb #cd4c3144
 def coming(
@@ -500,8 +508,8 @@ def run(
                 if force or not settings.state.exists(): executor.expect(dict(engine=settings.engine, seed=settings.seed)) # there will be something to run
                 runs += start_runs(ws, p, params, each, only, force)
                 clean_up_after_the_dead(ws)
-                git = git_state(settings.root)
-                execute_runs(ws, runs, executor, listener, lambda run: note_start(ws, run, git, command, each))
+                known = circumstances(ws, command)
+                execute_runs(ws, runs, executor, listener, lambda run: note_start(ws, run, known, each))
         except KeyboardInterrupt: raise Stopped("the run was stopped",
             remedy=f"the same command carries on: finished stages are not run again\n    {again}".rstrip()) from None
         finally: ws.digests.flush()

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['run_columns', 'stage_columns', 'artifact_columns', 'edge_columns', 'event_columns', 'claim_columns',
-           'environment_columns', 'version', 'tables', 'notebook_param', 'known', 'checked', 'as_rows', 'stamp',
-           'insert_new', 'NoSuchRun', 'matching', 'find_row', 'as_artifact', 'add_edges', 'plain_artifacts']
+           'environment_columns', 'tracked_columns', 'version', 'tables', 'notebook_param', 'code_param', 'known',
+           'checked', 'as_rows', 'stamp', 'insert_new', 'NoSuchRun', 'matching', 'find_row', 'as_artifact', 'add_edges',
+           'plain_artifacts']
 
 # %% ../nbs/api/03c_tables.ipynb #7fe258c4
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ run_columns = dict(
     git_commit=str, git_dirty=bool, # of the project
     username=str, host=str, pid=int, env=str, # env: environment of settings.ini
     settings=dict, # secrets masked by the caller
+    lock=dict, # the file that locks the versions of the project's packages, an artifact
     study=str, trial=int, # of which it is a trial, where it is one
     error=dict,
     owner=dict, beat=str) # the process that runs it, and its last sign of life
@@ -39,7 +41,9 @@ stage_columns = dict(
     started=str, ended=str, seconds=float, cpu_seconds=float,
     peak_mb=float, pss_mb=float, # the most memory it held; its proportional share of memory when it ended
     params=dict, metrics=dict, # {name: value}
-    inputs=dict, outputs=dict, # {parameter: {digest, name, size, kind, path}}
+    steps=dict, # {name: [[step, value]]} of what was reported on the way
+    inputs=dict, outputs=dict, # {parameter: {digest, name, size, kind, path}}; an input from outside is of kind source, and has `kept`, an artifact, if it is in the store
+    code=dict, # the source notebook and the project's files that it reaches, an artifact
     executed=dict, # the executed notebook, an artifact
     notebook_path=str, # where people find it
     engine=str, # who executed it
@@ -55,9 +59,10 @@ edge_columns = dict(stage_run_id=str, direction=str, param=str, digest=str, path
 event_columns = dict(id=int, time=str, kind=str, run_id=str, stage_run_id=str, data=dict)
 claim_columns = dict(fingerprint=str, owner=dict, taken=str, beat=str)
 environment_columns = dict(digest=str, packages=dict, created=str)
+tracked_columns = dict(id=str, target=str, mlflow_id=str, state=str, time=str) # what a tracking server knows of a run, a stage run or a study
 
 # %% ../nbs/api/03c_tables.ipynb #c2803713
-version = 3
+version = 4
 tables = dict(
     runs=Table(run_columns, indexes=(('started',), ('status',), ('study',))),
     stage_runs=Table(stage_columns, indexes=(('fingerprint','status','ended'), ('pipeline','stage','status','ended'), ('run_id',))),
@@ -65,7 +70,8 @@ tables = dict(
     edges=Table(edge_columns, key=('stage_run_id','direction','param','digest'), indexes=(('digest',),)),
     events=Table(event_columns, indexes=(('run_id',), ('kind',))),
     claims=Table(claim_columns, key=('fingerprint',)),
-    environments=Table(environment_columns, key=('digest',)))
+    environments=Table(environment_columns, key=('digest',)),
+    tracked=Table(tracked_columns, key=('id','target'), indexes=(('target','state'),)))
 
 # %% ../nbs/api/03c_tables.ipynb #3d0dc318
 def known(
@@ -139,13 +145,14 @@ def as_artifact(
     return dict(a) if isinstance(a, Mapping) else {k: getattr(a, k) for k in ('digest','name','size','kind')}
 
 # %% ../nbs/api/03c_tables.ipynb #10a41fb8
-notebook_param = '(notebook)' # what the edge to the executed notebook says for a parameter
+notebook_param,code_param = '(notebook)','(code)' # what the edges to the executed notebook and to the code say for a parameter
 
 # %% ../nbs/api/03c_tables.ipynb #6d4f2f5b
 def _edges(row:dict): # a stage run → (artifact rows, edge rows)
     "What a stage run adds to the graph"
+    ins = dict(row.get('inputs') or {}) | ({code_param: row['code']} if row.get('code') else {})
     outs = dict(row.get('outputs') or {}) | ({notebook_param: row['executed']} if row.get('executed') else {})
-    found = [(d,k,v) for d,o in (('in', row.get('inputs') or {}), ('out', outs)) for k,v in o.items()]
+    found = [(d,k,v) for d,o in (('in', ins), ('out', outs)) for k,v in o.items()]
     found = [o for o in found if o[2].get('digest')]
     artifacts = {v['digest']: {k: v.get(k) for k in ('digest','name','kind','size')} | dict(created=stamp()) for _,_,v in found}
     return list(artifacts.values()), [
@@ -163,4 +170,4 @@ def add_edges(c, t, rows:list):
 def plain_artifacts(cols:dict)->dict:
     "`cols` with its artifacts as dicts"
     named = {k: {p: as_artifact(a) for p,a in cols[k].items()} for k in ('inputs','outputs') if cols.get(k)}
-    return cols | named | ({'executed': as_artifact(cols['executed'])} if cols.get('executed') else {})
+    return cols | named | {k: as_artifact(cols[k]) for k in ('executed','code') if cols.get(k)}

@@ -21,10 +21,9 @@ from .pipeline import bind_pipeline, find_stage, load_pipeline, pipeline_folder
 from .plan import Planner, Workspace, make_plan
 from .process import this_process
 from .referee import Referee, judged
-from .run import (ActiveRun, Scheduler, beside, clean_up_after_the_dead, coming, git_state, heartbeat, on_signals, run as run_pipeline, shared_ledger, signals_as_interrupt,
+from .run import (ActiveRun, Scheduler, beside, circumstances, clean_up_after_the_dead, coming, heartbeat, on_signals, run as run_pipeline, shared_ledger, signals_as_interrupt,
     stop, turn, without_secrets)
 from .space import Space, load_optuna, make_space
-from .stage import environment, environment_digest
 from .study import (about, best_trials, check_name, clear_errors, counting, feasible, give_up_trial, goals_of, importances, load_study, make_pruner, make_sampler, mend, open_storage, open_study, sign_of_life,
     sign_off, storage_errors, study_lock, study_name, trial_row)
 
@@ -481,10 +480,8 @@ def named(t:Tuning)->str:
 
 def noted(t:Tuning, command:str): 
     "A function that says what each trial's run has in the ledger besides its parameters"
-    settings,git = t.ws.settings, git_state(t.ws.settings.root)
-    t.ws.ledger.keep_environment(environment_digest(), environment())
-    common = dict(seed=settings.seed, engine=settings.engine, environment=environment_digest())
-    return lambda number: dict(command=command, env=settings.env, settings=common, study=t.study.study_name, trial=number, **git)
+    known = circumstances(t.ws, command)
+    return lambda number: dict(known, study=t.study.study_name, trial=number)
 
 # %% ../nbs/api/10d_tune.ipynb #c23a4d6c
 def given_for(planner)->dict: # {stage.name: value}

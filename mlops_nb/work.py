@@ -5,22 +5,24 @@
 # %% auto #0
 __all__ = ['readable', 'secret_values', 'looks_whole', 'parquet_whole', 'json_whole', 'gzip_whole', 'check_output', 'secret_in',
            'check_no_secret', 'Work', 'input_artifacts', 'paths', 'write_prepared', 'leave', 'input_rows', 'differing',
-           'start_work', 'keep_notebook', 'check_inputs', 'check_code', 'store_outputs', 'error_of', 'source_cell',
-           'recorded', 'gather', 'end_work', 'give_up', 'is_known', 'set_aside', 'publish']
+           'start_work', 'keep_origin', 'keep_notebook', 'check_inputs', 'check_code', 'store_outputs', 'error_of',
+           'source_cell', 'recorded', 'gather', 'end_work', 'give_up', 'is_known', 'set_aside', 'publish']
 
 # %% ../nbs/api/08a_work.ipynb #b8492dfc
 import json, os, shutil, time, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from .config import mask_url
 from .core import LedgerError, MlopsError, ParameterError, StageError, StoreError, atomic_copy, new_id, writing
-from .engine import metrics_of
+from .engine import metrics_of, reports_of
 from .notebook import inject, read_notebook
+from .origin import keep_code, keep_input
 from .parameters import injected_source
 from .pipeline import addressed
 from .plan import Planner, Step, Workspace
 from .stage import Stage, param_values
 from .store import hold
-from .tables import NoSuchRun
+from .tables import NoSuchRun, code_param
 
 # %% ../nbs/api/08a_work.ipynb #9f8ad5b9
 def secret_values(settings, stage:Stage)->dict: # {name: value}
@@ -138,6 +140,7 @@ class Work:
     started:float=0. # seconds since the epoch
     secrets:dict=field(default_factory=dict, repr=False)
     lock:int=None # file descriptor that says that the folder is in use
+    kept:dict=field(default_factory=dict, repr=False) # {parameter: Artifact} of the inputs from outside that are in the store; '(code)': what it was made from
 
     @property
     def stage(self)->Stage: return self.planner.pipeline.stages[self.step.stage]
@@ -185,8 +188,10 @@ def leave(work:Work):
 # %% ../nbs/api/08a_work.ipynb #b18c3816
 def input_rows(work:Work)->dict: # {parameter: {digest, name, size, kind, path}}
     "The inputs as the ledger keeps them"
-    def source(o): return dict(digest=o.digest, name=os.path.basename(o.path), size=None, kind='source', path=o.path)
-    sources = {k: source(o) for k,o in work.planner.sources[work.stage.name].items()}
+    def source(k, o):
+        row = dict(digest=o.digest, name=os.path.basename(o.path), size=None, kind='source', path=mask_url(o.path))
+        return row | (dict(kept=vars(work.kept[k])) if work.kept.get(k) else {})
+    sources = {k: source(k, o) for k,o in work.planner.sources[work.stage.name].items()}
     return {**sources, **{k: {**vars(a), 'path': work.stage.text(k)} for k,(_,a) in input_artifacts(work).items()}}
 
 # %% ../nbs/api/08a_work.ipynb #647abb8c
@@ -213,7 +218,14 @@ def start_work(
         components=work.step.components, cause='; '.join(work.step.causes), engine=settings.engine, params=param_values(stage),
         inputs=input_rows(work))
     return dict(id=work.id, notebook=str(write_prepared(work)), output=str(work.folder/'executed.ipynb'), cwd=str(stage.folder),
-        seed=settings.seed, engine=settings.engine, secrets=work.secrets, memory=str(settings.state/'rungs'), differ=differing(work), passing=True)
+        seed=settings.seed, engine=settings.engine, secrets=work.secrets, memory=str(settings.state/'rungs'), differ=differing(work), passing=True, env=work.ws.variables)
+
+# %% ../nbs/api/08a_work.ipynb #66bcf8f6
+def keep_origin(work:Work):
+    "Keep what the stage run is made from; there is time for that while its notebook is executed"
+    ws,planner,name = work.ws, work.planner, work.stage.name
+    work.kept[code_param] = keep_code(ws, work.stage.nb, work.step.components['code'], planner.index, lambda: [o.nb for o in planner.makers(name)], work.folder)
+    for k,o in planner.sources[name].items(): work.kept[k] = keep_input(ws, o, ws.settings.keep_inputs*10**6, work.folder)
 
 # %% ../nbs/api/08a_work.ipynb #7985f952
 def keep_notebook(work:Work):
@@ -265,10 +277,13 @@ def source_cell(work:Work, n:int)->int:
     return n if n <= at else max(n-1, 1)
 
 # %% ../nbs/api/08a_work.ipynb #3b34caa0
-def recorded(work:Work)->dict: # {name: number}
-    "The metrics in the executed notebook"
-    try: return metrics_of(read_notebook(work.executed).raw)
-    except (AttributeError, TypeError, ValueError) as e: raise StageError("an output of the notebook looks like a record, but isn't {name: number}",
+def recorded(work:Work)->dict: # metrics: {name: number}, steps: {name: [[step, number]]}
+    "What the executed notebook recorded and reported"
+    try:
+        nb,steps = read_notebook(work.executed).raw, {}
+        for name,step,value in reports_of(nb): steps.setdefault(name, []).append([int(step), value])
+        return dict(metrics=metrics_of(nb), steps=steps)
+    except (AttributeError, KeyError, TypeError, ValueError) as e: raise StageError("an output of the notebook looks like a record, but isn't {name: number}",
         where=str(work.executed), remedy="record with mlops_nb.record") from e
 
 # %% ../nbs/api/08a_work.ipynb #7ef172ea
@@ -277,10 +292,10 @@ def gather(
     result:dict, # of the executor; grows by outputs (Artifacts), metrics, executed (a path) and notebook (an Artifact)
 ):
     "Check and store what a stage run made; what is wrong with that is the stage's failure"
-    result.update(executed='', notebook=None, metrics={}, outputs={})
+    result.update(executed='', notebook=None, metrics={}, steps={}, outputs={})
     try:
         result['notebook'] = keep_notebook(work)
-        if result['notebook']: result.update(executed=str(work.executed), metrics=recorded(work))
+        if result['notebook']: result.update(executed=str(work.executed), **recorded(work))
         if result['status'] == 'completed': result['outputs'] = store_outputs(work)
     except LedgerError: raise
     except Exception as e: result.update(status='failed', error=result['error'] or error_of(e))
@@ -295,9 +310,9 @@ def end_work(
     if error.get('cell'): error.update(cell=source_cell(work, error['cell']), notebook=os.path.relpath(work.stage.nb.path, root))
     gather(work, result)
     outputs = {k: {**vars(v), 'path': work.stage.text(k)} for k,v in result['outputs'].items()}
-    work.ws.ledger.end_stage(work.id, result['status'], outputs=outputs, executed=result['notebook'] and vars(result['notebook']),
+    work.ws.ledger.end_stage(work.id, result['status'], inputs=input_rows(work), code=work.kept.get(code_param), outputs=outputs, executed=result['notebook'] and vars(result['notebook']),
         notebook_path=result['executed'] and os.path.relpath(result['executed'], root),
-        **{k: result.get(k) for k in ('seconds','cpu_seconds','peak_mb','pss_mb','rung','shared_cells','metrics','error')}, rung_why=result.get('why'))
+        **{k: result.get(k) for k in ('seconds','cpu_seconds','peak_mb','pss_mb','rung','shared_cells','metrics','steps','error')}, rung_why=result.get('why'))
     leave(work)
     return result
 
