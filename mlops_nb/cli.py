@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Env', 'Json', 'Params', 'ParamsFile', 'Pairs', 'PipelineName', 'RunId', 'assignments', 'read_params_file',
            'given', 'print_json', 'settings_of', 'new', 'run', 'of_trial', 'worst', 'tell_results', 'next_steps',
-           'duration', 'first_trials', 'tune', 'studies', 'study', 'ui', 'plan', 'runs', 'show', 'logs',
+           'duration', 'first_trials', 'tune', 'studies', 'study', 'ui', 'plan', 'runs', 'show', 'logs', 'reproduce',
            'findings_table', 'doctor', 'tell_error', 'main']
 
 # %% ../nbs/api/21_cli.ipynb #27cabaaf
@@ -329,6 +329,26 @@ def logs(
     for o in found:
         out.print(f"[bold]{o['stage']}[/]  [dim]{o['notebook'] or ''}[/]")
         out.print(Text.from_ansi(o['log'] or '(no output)'), soft_wrap=True)
+
+# %% ../nbs/api/21_cli.ipynb #3a5471e4
+@app.command()
+def reproduce(
+    ref:RunId='last',
+    stage:Annotated[Optional[list[str]], typer.Option('--stage', '-s', help='only this stage', metavar='STAGE')]=None,
+    twice:Annotated[bool, typer.Option('--twice', help='make it again under another user, hash seed and folder too, and say what leaks in')]=False,
+    folder:Annotated[Optional[str], typer.Option('--folder', help='a clean folder, which is kept', metavar='PATH')]=None,
+    jobs:Annotated[Optional[int], typer.Option('--jobs', '-j', min=1, help='stages at a time')]=None,
+    env:Env=None, as_json:Json=False,
+):
+    "Make a run again from its record, and compare."
+    from mlops_nb.reproduce import reproduce as make_again, summary, verdict_table
+    from mlops_nb.show import console, listener
+    with listener() as show: r = make_again(settings_of(env), ref, stage or (), twice, folder, jobs, show)
+    if as_json: print_json(r.as_json())
+    else:
+        console().print(verdict_table(r))
+        for o in summary(r): print(o)
+    if r.verdict == 'differs': raise typer.Exit(1)
 
 # %% ../nbs/api/21_cli.ipynb #4614cf3e
 def findings_table(found):

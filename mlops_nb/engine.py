@@ -172,13 +172,14 @@ def find_marked(
 def sweep(
     ids, # stage run ids
     pause:float=0.005, # seconds between two looks that find nobody
+    looks:int=2, # that must find nobody
 )->int: # how many processes were killed
     "Kill whatever is left of these stage runs"
     killed,calm = set(),0
     for _ in range(100): # a process may be starting another one while we look, and one that is just starting has no mark yet
         left = find_marked(ids)
         calm = 0 if left else calm+1
-        if calm==2: break
+        if calm==looks: break
         for pid in left:
             with suppress(OSError): os.kill(pid, signal.SIGKILL)
         killed |= set(left)

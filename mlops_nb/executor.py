@@ -195,7 +195,7 @@ class Crew:
         worker.conn.close()
         if worker.again and not worker.taken and not worker.cancelled:
             with suppress(OSError): return self.start(worker.job) or []
-        if not worker.result: sweep([worker.job['id']])
+        if not worker.result: sweep([worker.job['id']], 0.02, 4) # it may have been killed while it was starting a process, which has no mark before it begins
         result = worker.outcome(code, log or (self.nest.words() if self.nest else ''))
         return [*((kind, worker.job['id'], data) for kind,data in last), ('done', worker.job['id'], result)]
 

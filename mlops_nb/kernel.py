@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['die_with_parent', 'adopt_orphans', 'be_seen_by', 'seed_all', 'give_secrets', 'read_secrets', 'secret', 'secrets_pipe',
-           'seed_before_first_cell', 'look_beside_notebook', 'distrust_young_copies', 'main', 'kernel_command']
+           'seed_before_first_cell', 'look_beside_notebook', 'take_copies', 'distrust_young_copies', 'main',
+           'kernel_command']
 
 # %% ../nbs/api/04a_kernel.ipynb #0559d9b8
 import ctypes, faulthandler, importlib.abc, importlib.machinery, importlib.util, json, os, random, signal, sys, threading, time
@@ -121,6 +122,15 @@ def look_beside_notebook(
     if '' in path: return
     path.insert(next((i for i,o in enumerate(path) if os.path.basename(o) in ('site-packages','dist-packages')), 0), '')
 
+# %% ../nbs/api/04a_kernel.ipynb #5cf620ee
+def take_copies(
+    package, # a module with a path
+):
+    "Let what a copy on PYTHONPATH has of `package` come first in it"
+    for o in reversed(os.environ.get('PYTHONPATH', '').split(os.pathsep)):
+        part = os.path.join(os.path.abspath(o), package.__name__)
+        if o and os.path.isdir(part) and part not in package.__path__: package.__path__.insert(0, part)
+
 # %% ../nbs/api/04a_kernel.ipynb #2ba9c6d4
 def distrust_young_copies(
     young:float=2., # seconds, more than the coarsest clock is off
@@ -149,6 +159,7 @@ def main():
     app = IPKernelApp.instance()
     app.initialize()
     look_beside_notebook(sys.path)
+    take_copies(sys.modules['mlops_nb'])
     seed_before_first_cell(app.shell, int(os.environ.get('MLOPS_SEED', 0)))
     app.start()
     app.control_thread.join(1)

@@ -494,9 +494,10 @@ def run(
     jobs:int=None, # stage runs at a time; default: of the settings
     listener=lambda kind, run, stage=None, data=None: None, # is told all that happens
     command:str='', # as typed, for the ledger
+    variables:dict=None, # environment variables that each stage run gets
 )->list: # of RunResult; one unless `each` is given
     "Run a pipeline"
-    ws,again,jobs = Workspace(settings), '', settings.jobs if jobs is None else jobs
+    ws,again,jobs = Workspace(settings, variables), '', settings.jobs if jobs is None else jobs
     if jobs < 1: raise ParameterError(f"{jobs} jobs at a time", where='jobs', remedy='1 or more')
     with signals_as_interrupt():
         try:

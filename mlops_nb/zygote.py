@@ -11,7 +11,7 @@ import asyncio, atexit, contextvars, gc, os, re, signal, socket, sys, threading,
 from .code import is_own
 from .core import now
 from .fork import calm, children, compact, forget_exit_handlers, have_lock, look, noticing, reseed, seeds, unsafe_threads, why_not
-from .kernel import adopt_orphans, be_seen_by, die_with_parent, give_secrets, look_beside_notebook, seed_before_first_cell
+from .kernel import adopt_orphans, be_seen_by, die_with_parent, give_secrets, look_beside_notebook, take_copies, seed_before_first_cell
 from .reads import Reads
 from .shell import Recorder, Shell, dress
 from .wire import Wire, listen, wires
@@ -29,6 +29,7 @@ def enter(request:dict, shell):
     for k in [k for k,v in wanted.items() if os.environ.get(k)!=v]: os.environ[k] = wanted[k]
     os.chdir(request['cwd'])
     look_beside_notebook(sys.path)
+    take_copies(sys.modules['mlops_nb'])
     dress(shell)
     entered.clear()
     entered.update(os.environ)
