@@ -918,6 +918,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlops_nb.reproduce._is_tool': ('api/reproduce.html#_is_tool', 'mlops_nb/reproduce.py'),
                                     'mlops_nb.reproduce._orders': ('api/reproduce.html#_orders', 'mlops_nb/reproduce.py'),
                                     'mlops_nb.reproduce._outside_input': ('api/reproduce.html#_outside_input', 'mlops_nb/reproduce.py'),
+                                    'mlops_nb.reproduce._place': ('api/reproduce.html#_place', 'mlops_nb/reproduce.py'),
                                     'mlops_nb.reproduce._reason': ('api/reproduce.html#_reason', 'mlops_nb/reproduce.py'),
                                     'mlops_nb.reproduce.clean_settings': ('api/reproduce.html#clean_settings', 'mlops_nb/reproduce.py'),
                                     'mlops_nb.reproduce.code_of': ('api/reproduce.html#code_of', 'mlops_nb/reproduce.py'),

@@ -112,7 +112,7 @@ def _npy(a, b):
     import numpy as np
     return array_likeness(*(np.load(io.BytesIO(o), allow_pickle=False) for o in (a,b)))
 
-# %% ../nbs/api/11f_likeness.ipynb #8f8d427a
+# %% ../nbs/api/11f_likeness.ipynb #ac5ddc7a
 @compares('.zip', '.npz', '.xlsx', '.skops')
 def _members(a, b):
     x,y = (zipfile.ZipFile(io.BytesIO(o)) for o in (a,b))
@@ -126,7 +126,7 @@ def _gz(a, b): return bytes_likeness(*map(gzip.decompress, (a,b)), '')
 def _text(a, b):
     x,y = (o.decode().splitlines() for o in (a,b))
     n = next((i for i,(s,t) in enumerate(zip(x, y), 1) if s != t), min(len(x), len(y))+1)
-    return Likeness() if x == y else Likeness('differs', f'line {n}')
+    return Likeness() if x == y else Likeness('differs', f'from line {n} on')
 
 # %% ../nbs/api/11f_likeness.ipynb #d8b5d1f0
 def bytes_likeness(
