@@ -8,12 +8,12 @@ __all__ = ['inside', 'other_hash_seed', 'other_user', 'recorded_stages', 'stored
            'figures_likeness', 'steps_likeness', 'parts', 'StageVerdict', 'judged', 'Leak', 'suspects', 'moved',
            'leaks_of', 'environment_changes', 'Reproduction', 'reproduce', 'verdict_table', 'summary']
 
-# %% ../nbs/api/11g_reproduce.ipynb #d49554f1
+# %% ../nbs/api/11g_reproduce.ipynb #8976e229
 import ast, json, os, shutil, tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from .content import Artifact
-from .core import LedgerError, StoreError, did_you_mean, writing
+from .core import LedgerError, ParameterError, StoreError, did_you_mean, writing
 from .engine import reports_of
 from .kernel import inside_variable
 from .likeness import Likeness, likeness, number_likeness, worst
@@ -23,9 +23,10 @@ from .plan import Workspace
 from .run import run as run_pipeline
 from .source import _glob_root, is_glob, open_source
 from .stage import _changed, environment, environment_digest, param_sources, read_stage, short_name, with_values
+from .tables import NoSuchRun
 from .unclear import Seen, unclear
 
-# %% ../nbs/api/11g_reproduce.ipynb #94d6067d
+# %% ../nbs/api/11g_reproduce.ipynb #e9567371
 def recorded_stages(
     ws:Workspace,
     run:dict, # its row
@@ -35,11 +36,11 @@ def recorded_stages(
     rows = [o for o in ws.ledger.stage_runs(run['id']) if o['status'] in ('completed','cached')]
     known = {k: o for o in rows for k in (o['stage'], short_name(o['stage']))}
     for o in only:
-        if o not in known: raise LedgerError(f"run {run['id']} completed no stage {o}", remedy=did_you_mean(o, known))
+        if o not in known: raise NoSuchRun(f"run {run['id']} completed no stage {o}", remedy=did_you_mean(o, known))
     rows = [known[o] for o in only] if only else rows
-    if not rows: raise LedgerError(f"run {run['id']} completed no stage, so there is nothing to compare with", remedy="choose another run: mlops-nb runs")
+    if not rows: raise NoSuchRun(f"run {run['id']} completed no stage, so there is nothing to compare with", remedy="choose another run: mlops-nb runs")
     for o in rows:
-        if not o['code']: raise LedgerError(f"the code of {o['stage']} was not kept: an earlier mlops_nb ran it", where=f"run {run['id']}", remedy="run it again, with --force; from then on it can be reproduced")
+        if not o['code']: raise NoSuchRun(f"the code of {o['stage']} was not kept: an earlier mlops_nb ran it", where=f"run {run['id']}", remedy="run it again, with --force; from then on it can be reproduced")
     return rows
 
 def stored(ws:Workspace, artifact:dict, what:str)->Path:
@@ -319,13 +320,13 @@ class Reproduction:
             environment=self.environment, stages=[o.as_json() for o in self.stages], folder=self.folder or None)
     def __repr__(self): return '\n'.join([f'{self.run}: {self.verdict}', *(f'  {o.stage}: {o.verdict}' + (f', {o.what}' if o.what else '') for o in self.stages)])
 
-# %% ../nbs/api/11g_reproduce.ipynb #236c1424
+# %% ../nbs/api/11g_reproduce.ipynb #2255993d
 def _clean(folder)->Path:
     "A clean folder"
     if not folder: return Path(tempfile.mkdtemp(prefix='mlops-again-'))
     path = Path(folder).resolve()
     with writing(path, 'the clean folder'): path.mkdir(parents=True, exist_ok=True)
-    if any(path.iterdir()): raise StoreError("the folder isn't empty", where=str(path), remedy="name one that is empty, or that isn't there yet")
+    if any(path.iterdir()): raise ParameterError("the folder isn't empty", where=str(path), remedy="name one that is empty, or that isn't there yet")
     return path
 
 def reproduce(
