@@ -290,13 +290,15 @@ def leaks_of(
         return [Leak(f'{o.kind} {o.name}', 'clock or chance' if (o.kind, o.name) in always else 'order of a set', o.likeness.what, suspects(*code[k], (o.kind, o.name) not in always)) for o in found[k]]
     return {k: told(k) for k,o in found.items() if o}
 
-# %% ../nbs/api/11g_reproduce.ipynb #9186fdae
+# %% ../nbs/api/11g_reproduce.ipynb #9ba8fb49
 def environment_changes(ws:Workspace, run:dict)->list|None: # text; None where the environment of then isn't known
     "What of the environment is no longer as it was"
     then,now = (run['settings'] or {}).get('environment'), environment()
     if then == environment_digest(): return []
     old = ws.ledger.environment(then) if then else None
-    return [f'{k} {old[k]} → {now[k]}' if how == 'changed' else f'{k} {how}' for k,how in _changed(old, now)] if old else None
+    if not old: return None
+    changes = sorted(_changed(old, now), key=lambda o: ('changed','removed','added').index(o[1])) # what is new is the least to blame
+    return [f'{k} {old[k]} → {now[k]}' if how == 'changed' else f'{k} {how}' for k,how in changes]
 
 # %% ../nbs/api/11g_reproduce.ipynb #707c42b1
 @dataclass
