@@ -330,3 +330,18 @@ def events(self:Records,
     t = self.t.events
     where = [t.c[k]==v for k,v in dict(kind=kind, run_id=run_id).items() if v] + [t.c.id > after]
     with self.db.read() as c: return as_rows(c.execute(t.select().where(*where).order_by(t.c.id.desc()).limit(limit)))[::-1]
+
+# %% ../nbs/api/03d_records.ipynb #d3f554e6
+@patch
+def collected(self:Records,
+    run_id:str, # whole id of a run
+)->dict|None: # the event: its `time`, and in `data` what went
+    "When what a run stored was last collected, if ever"
+    return next(iter(self.events(kind='collected', run_id=run_id, limit=1)), None)
+
+# %% ../nbs/api/03d_records.ipynb #c35c7426
+@patch
+def pins(self:Records)->set: # ids of runs
+    "The runs that are pinned"
+    last = {o['run_id']: o['kind'] for o in sorted([*self.events('pinned', limit=10**6), *self.events('unpinned', limit=10**6)], key=lambda o: o['id'])}
+    return {k for k,v in last.items() if v == 'pinned'}

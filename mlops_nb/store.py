@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['sealed_ns', 'extras', 'remove', 'hold', 'a_box', 'is_litter', 'sweep_boxes', 'seal', 'unseal', 'is_sealed',
            'copy_tree', 'spoilt', 'Store', 'missing', 'damaged', 'Objects', 'LocalStore', 'Marked', 'a_box_for',
-           'RemoteStore', 'open_store', 'check_put', 'check_publish', 'check_missing', 'check_damage', 'check_store']
+           'RemoteStore', 'open_store', 'check_put', 'check_publish', 'check_missing', 'check_damage', 'check_delete',
+           'check_store']
 
 # %% ../nbs/api/03_store.ipynb #db76a7e5
 import errno, fcntl, glob, json, os, secrets, shutil, stat, time
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 from .config import mask_url
@@ -209,6 +211,12 @@ def damaged(store, artifact, aside):
     return DamagedError(f'{artifact} is damaged', where=str(store),
                         remedy=f'run the pipeline again: it is made anew; what was found is kept in {aside}')
 
+# %% ../nbs/api/03_store.ipynb #2d11cae2
+def _entries(folder)->list: 
+    "What is in a folder; nothing, if there is none"
+    try: return list(os.scandir(folder))
+    except FileNotFoundError: return []
+
 # %% ../nbs/api/03_store.ipynb #40b24b37
 class Objects(Store):
     "The objects of a local store: where they are, and whether they are sound"
@@ -252,6 +260,25 @@ class Objects(Store):
             dest.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError): os.rename(self.home(digest), dest)
         return dest
+
+    def contents(self)->dict: # {digest: when it came, seconds since the epoch}
+        "Everything that is here"
+        with reading(self.root): return {o.name: o.stat().st_mtime for d in _entries(self.root/'objects') for o in _entries(d.path)}
+
+    def weigh(self, digest)->int:
+        "Bytes of the object with this digest; 0 if it isn't here"
+        with suppress(FileNotFoundError, StoreError): return sum(o.st_size for o in scan(self._object(digest) or self.root/'nothing').values())
+        return 0
+
+    def delete(self, digests)->int: # how many were here
+        "Remove objects; each is whole or gone, whenever we are killed"
+        n = 0
+        with writing(self.root, 'the store'), a_box(self.root/'tmp') as box:
+            for o in digests:
+                with suppress(FileNotFoundError):
+                    os.rename(self.home(o), box/o)
+                    n += 1
+        return n
 
     def path(self, artifact)->Path:
         "Where the artifact can be read"
@@ -340,6 +367,16 @@ def _remote(url):
         raise StoreError(f'the store does not answer: {mask_url(e) or type(e).__name__}', where=mask_url(url),
                          remedy='check the URL, the credentials and the network') from e
 
+# %% ../nbs/api/03_store.ipynb #ae4369ae
+def _when(
+    info:dict, # what fsspec knows of a file
+)->float|None: # seconds since the epoch
+    "When a remote file was written, if the storage tells"
+    found = next((info[k] for k in ('mtime','LastModified','last_modified','updated','created') if info.get(k)), None)
+    with suppress(ValueError, TypeError):
+        if isinstance(found, str): found = datetime.fromisoformat(found.replace('Z', '+00:00'))
+        return float(found.timestamp() if hasattr(found, 'timestamp') else found)
+
 # %% ../nbs/api/03_store.ipynb #a109b139
 class Marked(Store):
     "The objects of a remote store, each with its marker"
@@ -360,6 +397,35 @@ class Marked(Store):
         with _remote(self.url):
             try: return bool(self.fs.info(self.marker(artifact.digest)))
             except FileNotFoundError: return False
+
+    def contents(self)->dict: # {digest: when its youngest file came, seconds since the epoch; None: the storage doesn't say}
+        "Everything that is there, also what has no marker"
+        top,found = f'{self.base}/objects', {}
+        with _remote(self.url), suppress(FileNotFoundError):
+            for path,info in self.fs.find(top, detail=True).items():
+                digest = path[len(top)+1:].split('/')[1].removesuffix('.json')
+                found.setdefault(digest, []).append(_when(info))
+        return {k: None if None in v else max(v) for k,v in found.items()}
+
+    def weigh(self, digest)->int:
+        "Bytes of the object with this digest; 0 if it isn't there"
+        with _remote(self.url), suppress(FileNotFoundError): return self.fs.du(self.home(digest))
+        return 0
+
+    def delete(self, digests)->int: # how many were there
+        "Remove objects, there and in the cache; the markers go first"
+        from concurrent.futures import ThreadPoolExecutor
+        digests = list(digests)
+        self.cache.delete(digests)
+        with ThreadPoolExecutor(32) as pool: return sum(pool.map(self._delete, digests))
+
+    def _delete(self, digest)->bool:
+        found = False
+        for f,o in ((self.fs.rm_file, self.marker(digest)), (lambda o: self.fs.rm(o, recursive=True), self.home(digest))):
+            with _remote(self.url), suppress(FileNotFoundError):
+                f(o)
+                found = True
+        return found
 
     def has_many(self, artifacts)->set:
         "Those of `artifacts` that are here; many questions at once, since each takes its time"
@@ -503,6 +569,21 @@ def check_damage(store, folder, spoil):
         assert not store.has(a)
         assert store.put(p)==a and store.verify(a) and artifact_of(store.path(a))==a
 
+# %% ../nbs/api/03_store.ipynb #d252d442
+def check_delete(store, folder):
+    "What is deleted is gone, may be deleted again, and can be put again"
+    kept,*gone = [store.put(o) for o in _samples(folder)]
+    here = store.contents()
+    assert all(here[o.digest] is None or abs(time.time()-here[o.digest]) < 3600 for o in (kept,*gone))
+    assert store.weigh(kept.digest) == kept.size
+    digests = [o.digest for o in gone]
+    assert (store.delete(digests), store.delete(digests)) == (2, 0)
+    assert store.has_many([kept,*gone]) == {kept} and not store.contents().keys() & set(digests) and store.weigh(digests[0]) == 0
+    for o in gone:
+        try: store.path(o)
+        except StoreError: pass
+        else: raise AssertionError('a deleted artifact was given out')
+
 # %% ../nbs/api/03_store.ipynb #f61f157e
 def check_store(
     store, # any `Store`
@@ -510,7 +591,7 @@ def check_store(
     spoil=None, # spoil(artifact) changes one bit of what is stored
 ):
     "What every store promises"
-    for check in (check_put, check_publish, check_missing): check(store, folder)
+    for check in (check_put, check_publish, check_missing, check_delete): check(store, folder)
     if spoil: check_damage(store, folder, spoil)
     assert store.sweep()==0
     return True

@@ -9,6 +9,7 @@ __all__ = ['run_columns', 'stage_columns', 'artifact_columns', 'edge_columns', '
            'plain_artifacts']
 
 # %% ../nbs/api/03c_tables.ipynb #7fe258c4
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from .core import LedgerError, did_you_mean, now
@@ -117,16 +118,16 @@ class NoSuchRun(LedgerError):
 
 # %% ../nbs/api/03c_tables.ipynb #ae872bc6
 def matching(c, table, ref:str, limit:int=5)->list: # newest first
-    "The rows of `table` that `ref` may mean: that id; else those that begin or end so"
+    "The rows of `table` that `ref` may mean: that id; else those that begin or end so; `last~2`: the last but two"
     t = table.c
     newest = table.select().order_by(t.started.desc(), t.id.desc())
-    if ref=='last': return as_rows(c.execute(newest.limit(1)))
+    if m := re.fullmatch(r'last(?:~(\d{1,9}))?', ref): return as_rows(c.execute(newest.limit(1).offset(int(m[1] or 0))))
     exact = as_rows(c.execute(newest.where(t.id==ref)))
     return exact or as_rows(c.execute(newest.where(t.id.startswith(ref, autoescape=True) | t.id.endswith(ref, autoescape=True)).limit(limit)))
 
 # %% ../nbs/api/03c_tables.ipynb #0673474e
 def find_row(c, table, 
-    ref:str, # id, its beginning or end, or 'last'
+    ref:str, # id, its beginning or end, 'last', or 'last~1' for the one before it
     what:str, # in words
 )->dict:
     "The one row of `table` that `ref` means"
