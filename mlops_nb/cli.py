@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Env', 'Json', 'Params', 'ParamsFile', 'Pairs', 'PipelineName', 'RunId', 'assignments', 'read_params_file',
            'given', 'print_json', 'settings_of', 'new', 'run', 'of_trial', 'worst', 'tell_results', 'next_steps',
-           'duration', 'first_trials', 'tune', 'studies', 'study', 'ui', 'plan', 'runs', 'show', 'logs', 'reproduce',
-           'findings_table', 'doctor', 'tell_error', 'main']
+           'duration', 'first_trials', 'tune', 'studies', 'study', 'ui', 'plan', 'runs', 'show', 'logs', 'diff',
+           'reproduce', 'findings_table', 'doctor', 'tell_error', 'main']
 
 # %% ../nbs/api/21_cli.ipynb #27cabaaf
 import json, os, signal, sys
@@ -329,6 +329,23 @@ def logs(
     for o in found:
         out.print(f"[bold]{o['stage']}[/]  [dim]{o['notebook'] or ''}[/]")
         out.print(Text.from_ansi(o['log'] or '(no output)'), soft_wrap=True)
+
+# %% ../nbs/api/21_cli.ipynb #b48a5ffe
+@app.command()
+def diff(
+    a:Annotated[str, typer.Argument(help='what it was: a run, a trial (STUDY/7, STUDY/BEST) or a stage run', metavar='A')]='last~1',
+    b:Annotated[str, typer.Argument(help='what it is', metavar='B')]='last',
+    stage:Annotated[Optional[str], typer.Option('--stage', '-s', help='only this stage', metavar='STAGE')]=None,
+    prose:Annotated[bool, typer.Option('--prose', help='show changes of text too')]=False,
+    env:Env=None, as_json:Json=False,
+):
+    "What differs between two runs, and what came of it."
+    from mlops_nb.diff import diff_runs, tell_diff
+    from mlops_nb.plan import Workspace
+    from mlops_nb.show import console
+    found = diff_runs(Workspace(settings_of(env)), a, b, stage, prose)
+    if as_json: return print_json(found.as_json())
+    tell_diff(console(), found)
 
 # %% ../nbs/api/21_cli.ipynb #3a5471e4
 @app.command()
