@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['line_styles', 'Side', 'trial_run', 'find_run', 'find_side', 'pairs_of', 'same', 'changes', 'metric_changes',
-           'as_stored', 'content', 'data_changes', 'makers', 'Sources', 'sources_of', 'definition_changes', 'StageDiff',
-           'components_of', 'code_changes', 'without_notebooks', 'error_text', 'compare_stage', 'consequences',
-           'run_facts', 'RunDiff', 'diff_runs', 'value_text', 'change_text', 'bytes_text', 'data_text', 'metric_text',
-           'line', 'diff_lines', 'cell_lines', 'cause_lines', 'input_lines', 'consequence_lines', 'environment_lines',
-           'head_lines', 'told', 'verdict', 'as_markdown', 'tell_diff']
+           'as_stored', 'content', 'shown_path', 'data_changes', 'makers', 'Sources', 'sources_of',
+           'definition_changes', 'StageDiff', 'components_of', 'code_changes', 'without_notebooks', 'error_text',
+           'compare_stage', 'consequences', 'run_facts', 'RunDiff', 'diff_runs', 'value_text', 'change_text',
+           'bytes_text', 'data_text', 'metric_text', 'line', 'diff_lines', 'cell_lines', 'cause_lines', 'input_lines',
+           'consequence_lines', 'environment_lines', 'head_lines', 'told', 'verdict', 'as_markdown', 'tell_diff']
 
-# %% ../nbs/api/11e_diff.ipynb #8056560c
-import json, math, textwrap
+# %% ../nbs/api/11e_diff.ipynb #927c0785
+import json, math, os, textwrap
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from .cells import compare_cells, definition_source, unified
@@ -122,12 +122,18 @@ def content(ws:Workspace, a:dict)->Path|None:
         return path if small and ws.digests.digest(path) == a['digest'] else None
     except (StoreError, OSError): return None
 
-# %% ../nbs/api/11e_diff.ipynb #e4fb9aa5
+# %% ../nbs/api/11e_diff.ipynb #f42c86d2
+def shown_path(ws:Workspace, path:str)->str:
+    "A path for people: inside the project, relative to it"
+    inside = path and os.path.isabs(path) and Path(path).is_relative_to(ws.settings.root)
+    return os.path.relpath(path, ws.settings.root) if inside else path
+
+# %% ../nbs/api/11e_diff.ipynb #30fb8c2d
 def data_changes(ws:Workspace, old:dict, new:dict)->list: # as `changes`; old and new have digest, size, path, rows; changed ones have columns
     "What became of inputs or outputs"
     def brief(a):
         known = facts(path) if a and (path := content(ws, a)) else {}
-        return a and {k: a.get(k) for k in ('digest','name','kind','path')} | dict(size=(a.get('kept') or a).get('size')) | known
+        return a and {k: a.get(k) for k in ('digest','name','kind')} | dict(path=shown_path(ws, a.get('path')), size=(a.get('kept') or a).get('size')) | known
     def told(o):
         a,b = brief(o['old']), brief(o['new'])
         columns = [dict((x or {}).pop('columns', {})) for x in (a,b)]
@@ -135,13 +141,13 @@ def data_changes(ws:Workspace, old:dict, new:dict)->list: # as `changes`; old an
     found = [o for o in changes(old, new) if not (o['old'] and o['new'] and o['old']['digest'] == o['new']['digest'])]
     return [told(o) for o in found]
 
-# %% ../nbs/api/11e_diff.ipynb #50ebbe35
+# %% ../nbs/api/11e_diff.ipynb #e7cef43d
 def makers(side:Side, row:dict)->dict: # {input: stage}
     "Which inputs of a stage run another stage of the run made"
     made = {a['digest']: stage for stage,o in side.rows.items() if stage != row['stage'] for a in (o['outputs'] or {}).values()}
     return {k: made[a['digest']] for k,a in (row['inputs'] or {}).items() if a['digest'] in made and a.get('kind') != 'source'}
 
-# %% ../nbs/api/11e_diff.ipynb #4058e9d7
+# %% ../nbs/api/11e_diff.ipynb #842eef83
 @dataclass
 class Sources:
     "The code of a stage run"
@@ -150,7 +156,7 @@ class Sources:
 
     def read(self, path:str)->str: return Path(self.files[path]).read_text('utf-8', errors='replace')
 
-# %% ../nbs/api/11e_diff.ipynb #e7a24412
+# %% ../nbs/api/11e_diff.ipynb #13db723b
 def sources_of(ws:Workspace, row:dict)->Sources|None: # None: nothing is left of it
     "What the store has of the code of a stage run"
     def stored(a): return ws.store.path(as_stored(a))
@@ -162,7 +168,7 @@ def sources_of(ws:Workspace, row:dict)->Sources|None: # None: nothing is left of
         return Sources(read_notebook(files.pop(about['notebook'])), files)
     except (MlopsError, OSError, ValueError, KeyError): return None
 
-# %% ../nbs/api/11e_diff.ipynb #c18f80e4
+# %% ../nbs/api/11e_diff.ipynb #2b5170f6
 def definition_changes(
     old:dict, new:dict, # {label: digest}, as in the components of a stage run
     a:Sources, b:Sources, # or None
@@ -174,7 +180,7 @@ def definition_changes(
     def diff(o): return unified(*('' if o['how'] == how else text(s, o['name']) for s,how in ((a,'added'), (b,'removed'))))
     return [dict(name=o['name'], how=o['how'], diff=diff(o) if a and b and a.files and b.files else '') for o in changes(old, new)]
 
-# %% ../nbs/api/11e_diff.ipynb #be9868df
+# %% ../nbs/api/11e_diff.ipynb #52fa9b19
 @dataclass
 class StageDiff:
     "What differs in one stage; of the causes and of the consequences each is empty where nothing does"
@@ -207,14 +213,14 @@ class StageDiff:
     @property
     def differs(self)->bool: return bool(self.only or self.causes or self.consequences)
 
-# %% ../nbs/api/11e_diff.ipynb #fe26206d
+# %% ../nbs/api/11e_diff.ipynb #580687eb
 def components_of(ws:Workspace, row:dict)->dict:
     "What a stage run depended on; {} if it isn't known"
     if row['components'] or not row['source']: return row['components'] or {}
     try: return ws.ledger.stage_run(row['source'])['components'] or {}
     except NoSuchRun: return {}
 
-# %% ../nbs/api/11e_diff.ipynb #e23093ca
+# %% ../nbs/api/11e_diff.ipynb #b3da952f
 def code_changes(ws:Workspace, d:StageDiff, a:dict, b:dict, old:dict, new:dict, prose:bool):
     "Fill in what became of the code of a stage"
     cells_differ = [o[1] for o in old['cells']] != [o[1] for o in new['cells']]
@@ -227,19 +233,19 @@ def code_changes(ws:Workspace, d:StageDiff, a:dict, b:dict, old:dict, new:dict, 
     d.cells = [o for o in found if o.kind == 'code' and not o.quiet or o.kind != 'code' and prose]
     if cells_differ and not any(o.kind == 'code' for o in d.cells): d.code_note = '; '.join(cell_causes(old['cells'], new['cells'])) + without_notebooks(ws, a, b)
 
-# %% ../nbs/api/11e_diff.ipynb #964610d5
+# %% ../nbs/api/11e_diff.ipynb #a5bfcc68
 def without_notebooks(ws:Workspace, *rows)->str:
     "Why the notebooks of stage runs can't be compared"
     gone = [e['time'][:10] for o in rows if (e := ws.ledger.collected(o['run_id']))]
     return f' (its notebook was collected on {gone[0]})' if gone else ' (the notebooks are not in the store)'
 
-# %% ../nbs/api/11e_diff.ipynb #7221910d
+# %% ../nbs/api/11e_diff.ipynb #826250ae
 def error_text(row:dict)->str: 
     "The error of a stage run in one line"
     e = row.get('error') or {}
     return e.get('what') or f"{e.get('ename', '')}: {e.get('evalue', '')}".strip(': ')
 
-# %% ../nbs/api/11e_diff.ipynb #c1ec2351
+# %% ../nbs/api/11e_diff.ipynb #feb8e112
 def compare_stage(
     ws:Workspace,
     name:str, # of the stage
@@ -261,7 +267,7 @@ def compare_stage(
         if old['environment'] != new['environment']: d.environment = packages(old['environment'], new['environment'])
     return consequences(ws, d, x, y)
 
-# %% ../nbs/api/11e_diff.ipynb #a4305d87
+# %% ../nbs/api/11e_diff.ipynb #78688397
 def consequences(ws:Workspace, d:StageDiff, x:dict, y:dict)->StageDiff:
     "Fill in what came of it"
     worked = [o['status'] not in ('cached','skipped') for o in (x,y)]
@@ -274,14 +280,14 @@ def consequences(ws:Workspace, d:StageDiff, x:dict, y:dict)->StageDiff:
     if error_text(x) != error_text(y): d.error = [error_text(x), error_text(y)]
     return d
 
-# %% ../nbs/api/11e_diff.ipynb #1fec9f87
+# %% ../nbs/api/11e_diff.ipynb #06c9d540
 def run_facts(run:dict)->dict:
     "What is known about a run as a whole and may differ without any consequence"
     commit = (run['git_commit'] or '')[:10] + (' with changes' if run['git_dirty'] else '')
     return {k: v for k,v in dict(pipeline=run['pipeline'], commit=commit, user=run['username'], host=run['host'], settings=run['env'],
         lock=((run.get('lock') or {}).get('digest') or '')[:8]).items() if v}
 
-# %% ../nbs/api/11e_diff.ipynb #73ce6c98
+# %% ../nbs/api/11e_diff.ipynb #03dd8999
 @dataclass(repr=False)
 class RunDiff:
     "What differs between two runs"
@@ -302,7 +308,7 @@ class RunDiff:
     def __repr__(self): return '\n'.join(text for _,text in told(self))
     def _repr_markdown_(self): return as_markdown(told(self))
 
-# %% ../nbs/api/11e_diff.ipynb #15955a1a
+# %% ../nbs/api/11e_diff.ipynb #9cf79538
 def diff_runs(
     ws:Workspace,
     a:str='last~1', # a run, a trial or a stage run: what it was
@@ -318,33 +324,33 @@ def diff_runs(
     heads = [{k: o.run[k] for k in ('pipeline','status','started','study','trial','params')} | dict(run=o.run['id'], stage=o.named) for o in (x,y)]
     return RunDiff(*heads, changes(run_facts(x.run), run_facts(y.run)), stages)
 
-# %% ../nbs/api/11e_diff.ipynb #a120c446
+# %% ../nbs/api/11e_diff.ipynb #b087ab68
 def value_text(v, most:int=60)->str:
     "A value on one line"
     text = json.dumps(v, ensure_ascii=False, default=str) if isinstance(v, (dict,list)) else number(v) if isinstance(v, float) else str(v)
     text = ' '.join(text.split())
     return text if len(text) <= most else text[:most-1] + '…'
 
-# %% ../nbs/api/11e_diff.ipynb #4ea3afbe
+# %% ../nbs/api/11e_diff.ipynb #ab94cc5a
 def change_text(o:dict)->str:
     "`31 → 63`, `added: 3` or `removed (was 3)`"
     if o['how'] == 'added': return f"added: {value_text(o['new'])}"
     return f"removed (was {value_text(o['old'])})" if o['how'] == 'removed' else f"{value_text(o['old'])} → {value_text(o['new'])}"
 
-# %% ../nbs/api/11e_diff.ipynb #f572d696
+# %% ../nbs/api/11e_diff.ipynb #9864c908
 def bytes_text(n)->str:
     "A size for people"
     if n is None: return ''
     unit,size = next(((u,s) for u,s in (('GB',1e9),('MB',1e6),('kB',1e3)) if n >= s), ('B',1))
     return f'{n/size:.3g} {unit}' if unit != 'B' else f'{n} B'
 
-# %% ../nbs/api/11e_diff.ipynb #958155f0
+# %% ../nbs/api/11e_diff.ipynb #58342717
 def _pair(a, b, text)->str:
     "`old → new`, once if they are equal; '' where nothing is known"
     if a is None and b is None: return ''
     return text(b) if a == b else f"{text(a) if a is not None else '?'} → {text(b) if b is not None else '?'}"
 
-# %% ../nbs/api/11e_diff.ipynb #b4d2e4ce
+# %% ../nbs/api/11e_diff.ipynb #1093406a
 def data_text(o:dict)->str:
     "What became of a file"
     a,b = o['old'] or {}, o['new'] or {}
@@ -355,7 +361,7 @@ def data_text(o:dict)->str:
     more = len(o['columns'])-8
     return ', '.join([t for t in said if t] + ([f'{more} more columns'] if more > 0 else []))
 
-# %% ../nbs/api/11e_diff.ipynb #ca0426b9
+# %% ../nbs/api/11e_diff.ipynb #aade7c23
 def metric_text(o:dict)->str:
     "`0.71 → 0.72  (+0.01, +1.4 %)`"
     if o['how'] == 'changed' and o['difference'] is not None and math.isfinite(o['difference']):
@@ -364,25 +370,25 @@ def metric_text(o:dict)->str:
         return f"{number(_number(o['old']))} → {number(_number(o['new']))}  ({o['difference']:{'+,' if whole else '+.4g'}}{percent})"
     return change_text(o)
 
-# %% ../nbs/api/11e_diff.ipynb #e3728b55
+# %% ../nbs/api/11e_diff.ipynb #1409a5c4
 def line(kind:str, name:str, text:str, width:int=80)->list: # of (kind, text)
     "A named value on one line, or on several"
     return [(kind, o) for o in textwrap.wrap(f'  {name:<10} {text}', width, subsequent_indent=' '*13, break_on_hyphens=False) or ['']]
 
-# %% ../nbs/api/11e_diff.ipynb #aaf6df26
+# %% ../nbs/api/11e_diff.ipynb #0f7ff233
 def diff_lines(diff:str)->list: # of (kind, text)
     "A unified difference, indented"
     kinds = {'+': 'plus', '-': 'minus', '@': 'at'}
     return [(kinds.get(o[:1], 'code'), f'      {o}'.rstrip()) for o in diff.splitlines()]
 
-# %% ../nbs/api/11e_diff.ipynb #cfb3ac9c
+# %% ../nbs/api/11e_diff.ipynb #17779052
 def cell_lines(o)->list:
     "What became of a cell"
     where = f'cell {o.new or o.old}' + (f' (it was cell {o.old})' if o.new and o.old and o.new != o.old else '')
     kind = '' if o.kind == 'code' else ' (text)'
     return [*line('line', 'code', f'{where}{kind} {o.how}'), *diff_lines(o.diff)]
 
-# %% ../nbs/api/11e_diff.ipynb #756b2576
+# %% ../nbs/api/11e_diff.ipynb #5bff134a
 def cause_lines(d:StageDiff)->list:
     "What was different before a stage ran"
     res = [l for o in d.params for l in line('line', 'parameter', f"{o['name']}  {change_text(o)}")]
@@ -394,14 +400,14 @@ def cause_lines(d:StageDiff)->list:
     if d.prose and not any(o.kind != 'code' for o in d.cells): res += line('dim', 'text', f"{d.prose} cell{'s' if d.prose > 1 else ''} of text changed (--prose shows them)")
     return res + [l for o in d.inputs for l in input_lines(o)]
 
-# %% ../nbs/api/11e_diff.ipynb #ba1b8221
+# %% ../nbs/api/11e_diff.ipynb #c38d4f4a
 def input_lines(o:dict)->list:
     "What became of an input; of one that a stage made, its maker tells more"
     if o['made_by']: return line('line', 'input', f"{o['name']}  other content, made by {o['made_by']}")
     places = _pair(*((o[k] or {}).get('path') for k in ('old','new')), str)
     return line('line', 'input', f"{o['name']}  {data_text(o)}" + (f"  ({places})" if places else ''))
 
-# %% ../nbs/api/11e_diff.ipynb #69c3d14f
+# %% ../nbs/api/11e_diff.ipynb #28aa058f
 def consequence_lines(d:StageDiff)->list:
     "What came of it in a stage"
     res = line('line', 'status', ' → '.join(d.status)) if d._ended else []
@@ -410,12 +416,12 @@ def consequence_lines(d:StageDiff)->list:
     res += [l for o in d.metrics for l in line('line', 'metric', f"{o['name']}  {metric_text(o)}")]
     shown = dict(seconds=('time', seconds), peak_mb=('memory', megabytes))
     for o in d.figures:
-        if o['name'] in shown and o['how'] == 'changed' and o['old'] and o['new']:
+        if o['name'] in shown and abs(o['percent'] or 0) >= 5: # less is noise
             word,text = shown[o['name']]
-            res += line('dim', word, f"{text(o['old'])} → {text(o['new'])}" + (f"  ({o['percent']:+.0f} %)" if o['percent'] is not None else ''))
+            res += line('dim', word, f"{text(o['old'])} → {text(o['new'])}  ({o['percent']:+.0f} %)")
     return res + [l for o in d.ways for l in line('dim', o['name'], change_text(o))]
 
-# %% ../nbs/api/11e_diff.ipynb #bb7b83fd
+# %% ../nbs/api/11e_diff.ipynb #63976099
 def environment_lines(d:RunDiff, most:int=8)->list:
     "What became of the packages"
     groups = {}
@@ -429,7 +435,7 @@ def environment_lines(d:RunDiff, most:int=8)->list:
         if len(found) > most: res += line('dim', '', f'and {len(found)-most} more packages (all of them: --json)')
     return res
 
-# %% ../nbs/api/11e_diff.ipynb #cb6659bc
+# %% ../nbs/api/11e_diff.ipynb #5f1802bf
 def head_lines(d:RunDiff)->list:
     "Which runs these are"
     def one(mark, o):
@@ -437,7 +443,7 @@ def head_lines(d:RunDiff)->list:
         return 'title', f"{mark}  {o['run']}  {o['pipeline']}{trial}  {o['status']}  {o['started'][:16].replace('T',' ')} UTC"
     return [one('A', d.a), one('B', d.b)]
 
-# %% ../nbs/api/11e_diff.ipynb #07a21ba3
+# %% ../nbs/api/11e_diff.ipynb #e701ab49
 def told(d:RunDiff)->list: # of (kind, text)
     "A difference in lines"
     if d.identical: return [*head_lines(d), ('good', verdict(d)), *(l for o in d.around for l in line('dim', o['name'], change_text(o)))]
@@ -451,7 +457,7 @@ def told(d:RunDiff)->list: # of (kind, text)
     equal = [o.stage for o in d.stages if not o.differs]
     return res + (line('dim', 'same', ', '.join(equal)) if equal else [])
 
-# %% ../nbs/api/11e_diff.ipynb #17851653
+# %% ../nbs/api/11e_diff.ipynb #101b254c
 def verdict(d:RunDiff)->str:
     "What it comes to where no cause differs"
     if d.identical: return 'identical: same parameters, code, data, environment; same outputs'
@@ -459,7 +465,7 @@ def verdict(d:RunDiff)->str:
     known = all(o.status[0] != 'skipped' != o.status[1] for o in d.stages)
     return 'same parameters, code, data, environment' + (', and yet not the same outcome: something in it is left to chance, or to the time' if known else '')
 
-# %% ../nbs/api/11e_diff.ipynb #5d007fb3
+# %% ../nbs/api/11e_diff.ipynb #5e7ce8d0
 def as_markdown(lines:list)->str:
     "Lines as Markdown; differences of code in blocks of their own"
     res,inside = [],False
@@ -470,13 +476,13 @@ def as_markdown(lines:list)->str:
         res.append(text[6:] if code else {'title': f'- {text}', 'part': f'\n#### {text}\n', 'stage': f'\n**{text}**\n', 'good': f'\n**{text}**\n'}.get(kind) or _item(text))
     return '\n'.join(res + (['```'] if inside else []))
 
-# %% ../nbs/api/11e_diff.ipynb #b6eded42
+# %% ../nbs/api/11e_diff.ipynb #c42cc8eb
 def _item(text:str)->str:
     "A line as an item of a list, or as the rest of one"
     plain = ''.join('\\' + c if c in '\\`*_[]<>|' else c for c in text.strip())
     return f'  {plain}' if text.startswith(' '*13) else f'- {plain}'
 
-# %% ../nbs/api/11e_diff.ipynb #0f65d463
+# %% ../nbs/api/11e_diff.ipynb #a056aa96
 line_styles = dict(title='bold', part='bold underline', stage='bold', good='bold green', plus='green', minus='red', at='cyan', code='', dim='dim', line='')
 def tell_diff(
     out, # a Rich console
