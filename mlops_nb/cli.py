@@ -6,7 +6,7 @@
 __all__ = ['app', 'Env', 'Json', 'Params', 'ParamsFile', 'Pairs', 'PipelineName', 'RunId', 'assignments', 'read_params_file',
            'given', 'print_json', 'settings_of', 'new', 'run', 'of_trial', 'worst', 'tell_results', 'next_steps',
            'duration', 'first_trials', 'tune', 'studies', 'study', 'ui', 'plan', 'runs', 'show', 'logs', 'diff',
-           'reproduce', 'findings_table', 'doctor', 'tell_error', 'main']
+           'pin_runs', 'gc', 'reproduce', 'findings_table', 'doctor', 'tell_error', 'main']
 
 # %% ../nbs/api/21_cli.ipynb #27cabaaf
 import json, os, signal, sys
@@ -146,11 +146,11 @@ def next_steps(results, command:str)->list: # lines
     return [f"Done. All that was recorded: mlops-nb show {id}", f"What the notebooks printed: mlops-nb logs {id}"]
 
 # %% ../nbs/api/21_cli.ipynb #23c3e2b5
-def duration(text:str)->float: # seconds
+def duration(text:str, where:str='--timeout')->float: # seconds
     "`90`, `90s`, `30m`, `2h` or `1d` in seconds"
     import re
     m = re.fullmatch(r'\s*(\d+\.?\d*)\s*([smhd]?)\s*', text or '')
-    if not m: raise ParameterError(f"{text!r} is no duration", where='--timeout', remedy="write seconds, or 30m, 2h, 1d")
+    if not m: raise ParameterError(f"{text!r} is no duration", where=where, remedy="write seconds, or 30m, 2h, 1d")
     return float(m[1])*dict(s=1, m=60, h=3600, d=86400)[m[2] or 's']
 
 # %% ../nbs/api/21_cli.ipynb #6b48ea81
@@ -296,6 +296,7 @@ def _run_and_stages(ref:str, env)->tuple: # (settings, run row, stage run rows)
     from mlops_nb.plan import Workspace
     ws = Workspace(settings_of(env))
     row = ws.ledger.run(ref)
+    row['collected'] = ws.ledger.collected(row['id'])
     return ws.settings, row, ws.ledger.stage_runs(row['id'])
 
 # %% ../nbs/api/21_cli.ipynb #d3e9e251
@@ -346,6 +347,42 @@ def diff(
     found = diff_runs(Workspace(settings_of(env)), a, b, stage, prose)
     if as_json: return print_json(found.as_json())
     tell_diff(console(), found)
+
+# %% ../nbs/api/21_cli.ipynb #14e22739
+def pin_runs(ws, pins, unpins)->list: # of (run id, 'pinned' or 'unpinned')
+    "Pin runs, so that they stay whole, and unpin others"
+    from mlops_nb.diff import find_run
+    found = [(find_run(ws, o)[0]['id'], how) for refs,how in ((pins, 'pinned'), (unpins, 'unpinned')) for o in refs or ()]
+    for id,how in found: ws.ledger.event(how, run_id=id)
+    return found
+
+# %% ../nbs/api/21_cli.ipynb #1011d875
+@app.command()
+def gc(
+    keep:Annotated[int, typer.Option('--keep', min=0, help='completed runs of each pipeline to keep, the newest')]=20,
+    older_than:Annotated[str, typer.Option('--older-than', metavar='TIME', help='only runs older than 30d, 12h may go')]='0',
+    trials:Annotated[str, typer.Option('--trials', metavar='best|all|none', help='trials of each study to keep')]='best',
+    leftovers:Annotated[Optional[str], typer.Option('--leftovers', metavar='TIME', help='also what was set aside longer ago: replaced outputs, damaged objects, copies of remote inputs')]=None,
+    shared:Annotated[bool, typer.Option('--shared', help='ask the other ledgers that fill the store what they need')]=False,
+    pin:Annotated[Pairs, typer.Option('--pin', metavar='RUN', help='keep this run, whatever the policy; removes nothing')]=None,
+    unpin:Annotated[Pairs, typer.Option('--unpin', metavar='RUN', help='keep it no longer; removes nothing')]=None,
+    yes:Annotated[bool, typer.Option('--yes', '-y', help='remove it; without this it is only told')]=False,
+    env:Env=None, as_json:Json=False,
+):
+    "What no kept run or model needs, and its removal."
+    import shlex
+    from mlops_nb.garbage import Policy, gc as collect, tell_garbage
+    from mlops_nb.plan import Workspace
+    from mlops_nb.show import console
+    ws = Workspace(settings_of(env))
+    if pin or unpin:
+        found = pin_runs(ws, pin, unpin)
+        return print_json(dict(runs=[dict(run=o, status=how) for o,how in found])) if as_json else print(*(f'{o} is {how}' for o,how in found), sep='\n')
+    policy = Policy(keep, duration(older_than, '--older-than'), trials, leftovers and duration(leftovers, '--leftovers'), shared)
+    g = collect(ws, policy, yes)
+    if as_json: print_json(g.as_json())
+    else: tell_garbage(console(), g, shlex.join(['mlops-nb', *sys.argv[1:], '--yes']))
+    if g.stopped: raise typer.Exit(1)
 
 # %% ../nbs/api/21_cli.ipynb #3a5471e4
 @app.command()

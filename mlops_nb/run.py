@@ -27,6 +27,7 @@ from .records import cached_row
 from .stage import environment, environment_digest, param_values
 from .store import is_litter
 from .tables import NoSuchRun
+from .tenant import enter
 from .work import Work, end_work, error_of, give_up, keep_origin, leave, publish, start_work
 
 # %% ../nbs/api/09_run.ipynb #20bd707e
@@ -445,6 +446,7 @@ def note_start(ws:Workspace, run:ActiveRun, known:dict, each:dict):
     "Write the start of a run into the ledger; `known` are its circumstances"
     run.command = known['command']
     run.id = ws.ledger.start_run(run.pipeline.name, params=run.params, each=each or None, **known)
+    enter(ws)
 
 # %% ../nbs/api/09_run.ipynb #cd4c3144
 def coming(

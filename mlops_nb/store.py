@@ -6,7 +6,7 @@
 __all__ = ['sealed_ns', 'extras', 'remove', 'hold', 'a_box', 'is_litter', 'sweep_boxes', 'seal', 'unseal', 'is_sealed',
            'copy_tree', 'spoilt', 'Store', 'missing', 'damaged', 'Objects', 'LocalStore', 'Marked', 'a_box_for',
            'RemoteStore', 'open_store', 'check_put', 'check_publish', 'check_missing', 'check_damage', 'check_delete',
-           'check_store']
+           'check_users', 'check_store']
 
 # %% ../nbs/api/03_store.ipynb #db76a7e5
 import errno, fcntl, glob, json, os, secrets, shutil, stat, time
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .config import mask_url
 from .content import Artifact, DigestCache, artifact_of, reading, scan
-from .core import ConfigError, DamagedError, MlopsError, StoreError, digest_json, did_you_mean, exchange, fsync_path, writing
+from .core import ConfigError, DamagedError, MlopsError, StoreError, atomic_write, digest_json, did_you_mean, exchange, fsync_path, writing
 
 # %% ../nbs/api/03_store.ipynb #81fb837e
 def remove(path):
@@ -270,6 +270,20 @@ class Objects(Store):
         with suppress(FileNotFoundError, StoreError): return sum(o.st_size for o in scan(self._object(digest) or self.root/'nothing').values())
         return 0
 
+    def users(self)->dict: # {id: what it said of itself}
+        "Who stores things here"
+        with reading(self.root): return {Path(o.path).stem: json.loads(Path(o.path).read_bytes()) for o in _entries(self.root/'users') if o.name.endswith('.json')}
+
+    def signed_in(self, id)->bool:
+        "Has this user said within a day that it is here?"
+        with suppress(OSError): return time.time() - os.stat(self.root/'users'/f'{id}.json').st_mtime < 86400
+        return False
+
+    def sign_in(self, id, about:dict):
+        "Say that a user stores things here; once a day"
+        with writing(self.root, 'the store'):
+            if not self.signed_in(id): atomic_write(self.root/'users'/f'{id}.json', json.dumps(about, indent=1))
+
     def delete(self, digests)->int: # how many were here
         "Remove objects; each is whole or gone, whenever we are killed"
         n = 0
@@ -411,6 +425,21 @@ class Marked(Store):
         "Bytes of the object with this digest; 0 if it isn't there"
         with _remote(self.url), suppress(FileNotFoundError): return self.fs.du(self.home(digest))
         return 0
+
+    def users(self)->dict: # {id: what it said of itself}
+        "Who stores things there"
+        with _remote(self.url):
+            try: found = self.fs.ls(f'{self.base}/users', detail=False)
+            except FileNotFoundError: return {}
+            return {Path(o).stem: json.loads(self.fs.cat_file(o)) for o in found if o.endswith('.json')}
+
+    def sign_in(self, id, about:dict):
+        "Say that a user stores things there; once a day"
+        if self.cache.signed_in(id): return
+        with _remote(self.url):
+            self.fs.makedirs(f'{self.base}/users', exist_ok=True)
+            self.fs.pipe_file(f'{self.base}/users/{id}.json', json.dumps(about, indent=1).encode())
+        self.cache.sign_in(id, about)
 
     def delete(self, digests)->int: # how many were there
         "Remove objects, there and in the cache; the markers go first"
@@ -584,6 +613,13 @@ def check_delete(store, folder):
         except StoreError: pass
         else: raise AssertionError('a deleted artifact was given out')
 
+# %% ../nbs/api/03_store.ipynb #f2bdae18
+def check_users(store, folder):
+    "Users are told, each as it said it was"
+    here,id = store.users(), secrets.token_hex(4)
+    for o in 'one','two': store.sign_in(id, dict(ledger=o)) # the second is within a day
+    assert store.users() == {**here, id: dict(ledger='one')}
+
 # %% ../nbs/api/03_store.ipynb #f61f157e
 def check_store(
     store, # any `Store`
@@ -591,7 +627,7 @@ def check_store(
     spoil=None, # spoil(artifact) changes one bit of what is stored
 ):
     "What every store promises"
-    for check in (check_put, check_publish, check_missing, check_delete): check(store, folder)
+    for check in (check_put, check_publish, check_missing, check_delete, check_users): check(store, folder)
     if spoil: check_damage(store, folder, spoil)
     assert store.sweep()==0
     return True

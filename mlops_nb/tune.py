@@ -24,6 +24,7 @@ from .referee import Referee, judged
 from .run import (ActiveRun, Scheduler, beside, circumstances, clean_up_after_the_dead, coming, heartbeat, on_signals, run as run_pipeline, shared_ledger, signals_as_interrupt,
     stop, turn, without_secrets)
 from .space import Space, load_optuna, make_space
+from .tenant import enter
 from .study import (about, best_trials, check_name, clear_errors, counting, feasible, give_up_trial, goals_of, importances, load_study, make_pruner, make_sampler, mend, open_storage, open_study, sign_of_life,
     sign_off, storage_errors, study_lock, study_name, trial_row)
 
@@ -235,6 +236,7 @@ def begin(t:Tuning, trial):
     t.active.append((trial, run))
     t.sch.runs.append(run)
     run.id = t.ws.ledger.start_run(t.pipeline.name, params=run.params, **t.note(trial.number))
+    enter(t.ws)
     trial.set_user_attr('run', run.id)
     if t.given != about(t.study).get('given'): trial.set_user_attr('given', t.given)
     t.tell('start', t, trial.number)
