@@ -327,6 +327,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlops_nb.diff.metric_changes': ('api/diff.html#metric_changes', 'mlops_nb/diff.py'),
                                'mlops_nb.diff.metric_text': ('api/diff.html#metric_text', 'mlops_nb/diff.py'),
                                'mlops_nb.diff.pairs_of': ('api/diff.html#pairs_of', 'mlops_nb/diff.py'),
+                               'mlops_nb.diff.run_before': ('api/diff.html#run_before', 'mlops_nb/diff.py'),
                                'mlops_nb.diff.run_facts': ('api/diff.html#run_facts', 'mlops_nb/diff.py'),
                                'mlops_nb.diff.same': ('api/diff.html#same', 'mlops_nb/diff.py'),
                                'mlops_nb.diff.shown_path': ('api/diff.html#shown_path', 'mlops_nb/diff.py'),

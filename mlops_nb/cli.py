@@ -334,7 +334,7 @@ def logs(
 # %% ../nbs/api/21_cli.ipynb #b48a5ffe
 @app.command()
 def diff(
-    a:Annotated[str, typer.Argument(help='what it was: a run, a trial (STUDY/7, STUDY/BEST) or a stage run', metavar='A')]='last~1',
+    a:Annotated[str, typer.Argument(help='what it was: a run, a trial (STUDY/7, STUDY/BEST) or a stage run; default: the run before B', metavar='A', show_default=False)]='',
     b:Annotated[str, typer.Argument(help='what it is', metavar='B')]='last',
     stage:Annotated[Optional[str], typer.Option('--stage', '-s', help='only this stage', metavar='STAGE')]=None,
     prose:Annotated[bool, typer.Option('--prose', help='show changes of text too')]=False,

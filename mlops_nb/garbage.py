@@ -45,7 +45,7 @@ def all_runs(ledger)->list: # of namespaces, the newest first
     t = ledger.t.runs
     with ledger.db.read() as c: return [SimpleNamespace(**dict(zip(run_keys, o))) for o in c.execute(sa.select(*(t.c[k] for k in run_keys)).order_by(t.c.started.desc(), t.c.id.desc()))]
 
-# %% ../nbs/api/11h_garbage.ipynb #0ca5b106
+# %% ../nbs/api/11h_garbage.ipynb #29434575
 def newest(
     runs:list, # of one pipeline, the newest first
     keep:int,
@@ -56,7 +56,7 @@ def newest(
         if counts['completed'] >= keep: break
         kind = 'completed' if o.status == 'completed' else 'other'
         counts[kind] += 1
-        if counts[kind] <= keep: kept[o.id] = f"one of the newest {'completed' if kind == 'completed' else 'unfinished'} runs"
+        if counts[kind] <= keep: kept[o.id] = f"newest {'completed' if kind == 'completed' else 'unfinished'}"
     return kept
 
 # %% ../nbs/api/11h_garbage.ipynb #c3353c97
@@ -67,17 +67,17 @@ def best_of(ws:Workspace, names)->dict: # {study: numbers of its best trials, or
         known = set(study_names(storage))
         return {o: {t.number for t in best_trials(load_study(storage, o))} if o in known else None for o in names}
 
-# %% ../nbs/api/11h_garbage.ipynb #57497c37
+# %% ../nbs/api/11h_garbage.ipynb #96fc7cca
 def kept_trials(ws:Workspace, runs:list, which:str)->dict: # {run id: why}
     "The trials that stay"
     trials = [o for o in runs if o.study]
     if which == 'none' or not trials: return {}
-    if which == 'all': return {o.id: 'a trial' for o in trials}
+    if which == 'all': return {o.id: 'trial' for o in trials}
     best = best_of(ws, {o.study for o in trials})
-    def why(o): return 'a trial of a study that is gone' if best[o.study] is None else 'the best trial of a study' if o.trial in best[o.study] else ''
+    def why(o): return 'trial of a study that is gone' if best[o.study] is None else 'best trial of a study' if o.trial in best[o.study] else ''
     return {o.id: why(o) for o in trials if why(o)}
 
-# %% ../nbs/api/11h_garbage.ipynb #8565e228
+# %% ../nbs/api/11h_garbage.ipynb #94807386
 def kept_runs(
     ws:Workspace,
     policy:Policy,
@@ -91,7 +91,7 @@ def kept_runs(
         if not o.study: pipelines[o.pipeline].append(o)
     kept = {id: why for rs in pipelines.values() for id,why in newest(rs, policy.keep).items()} | kept_trials(ws, runs, policy.trials)
     if policy.older: kept = {o.id: 'too young' for o in runs if o.started > young} | kept
-    return kept | {o.id: 'it goes on' for o in runs if o.status == 'running'} | {o.id: 'pinned' for o in runs if o.id in pinned}
+    return kept | {o.id: 'goes on' for o in runs if o.status == 'running'} | {o.id: 'pinned' for o in runs if o.id in pinned}
 
 # %% ../nbs/api/11h_garbage.ipynb #fc8acdfe
 stage_keys = 'id','run_id','pipeline','stage','status','ended','notebook_path'
@@ -381,7 +381,7 @@ def garbage_table(g:Garbage, most:int=20):
         return o.run.id, escape(name), ago(o.run.started), f'{parts_text(Counter(o.objects.values()))} ({size})' if o.objects else 'its executed notebooks in .mlops/runs'
     return table('', 'run', 'pipeline', 'started', 'loses' if not g.removed else 'lost', rows=[row(o) for o in g.losses[:most]])
 
-# %% ../nbs/api/11h_garbage.ipynb #fa4afe32
+# %% ../nbs/api/11h_garbage.ipynb #acca4d16
 def tell_garbage(
     out, # a Rich console
     g:Garbage,
@@ -392,8 +392,8 @@ def tell_garbage(
     if g.losses: out.print(garbage_table(g, most))
     if len(g.losses) > most: out.print(f"and {len(g.losses)-most:,} more runs")
     said = ' · '.join(f"{parts_text({k: n})} ({bytes_text(b)})" for k,(n,b) in g.kinds.items()) + (f" · {len(g.files):,} files outside the store" if g.files else '')
-    kept = ', '.join(f'{n:,} {why}' for why,n in Counter(g.kept.values()).items())
-    out.print(f"Kept: {len(g.kept):,} of {g.runs:,} runs ({kept})" if kept else f"Kept: none of {g.runs:,} runs", markup=False)
+    kept = ', '.join(f'{why}: {n:,}' for why,n in Counter(g.kept.values()).items())
+    out.print(f"Kept: {len(g.kept):,} of {g.runs:,} runs ({kept}), and the newest of each stage" if kept else f"Kept: none of {g.runs:,} runs, but the newest of each stage", markup=False)
     if not said: return out.print('There is nothing that nobody needs.')
     out.print(f"{'Removed' if g.removed else 'Would go'}: {said.removeprefix(' · ')}", markup=False)
     if g.stopped: out.print(f"Not all of it: {g.stopped}.", markup=False)

@@ -103,6 +103,7 @@ def test_without_the_notebooks_the_fingerprint_tells(project):
 def test_what_can_not_be_compared(project):
     write(project)
     project.ok()
+    assert 'there is no run of demo before' in project.cli('diff').err
     for args,what in ((('last~7', 'last'), "there is no run 'last~7'"), (('nothing', 'last'), "there is no run 'nothing'"), (('study/1', 'last'), 'there is no study study'),
                       (('last', 'last', '--stage', 'trian'), 'did you mean train?')):
         done = project.cli('diff', *args)

@@ -1,12 +1,8 @@
 "What nobody needs is removed, and nothing else, whatever is killed"
-import json, os, signal, time
-from pathlib import Path
-
-import pytest
+import os, signal, time
 
 from mlops_nb.content import Artifact
 from mlops_nb.garbage import Policy, gc, protectors
-from mlops_nb.ledger import collecting
 from mlops_nb.plan import Workspace
 from mlops_nb.store import open_store
 from scratch import Project
@@ -38,7 +34,7 @@ def artifacts(rows, *keys):
 
 def whole(project, run_id):
     "Is all that a run stored in the store?"
-    own = artifacts(project.rows(run_id=run_id))
+    with project.ledger as ledger: own = artifacts(ledger.stage_runs(run_id))
     return project.store.has_many(own) == own
 
 
@@ -210,7 +206,10 @@ def test_two_ledgers_one_store(tmp_path):
     for o in (one, two): assert not o.processes()
 
 
-def test_a_remote_store(tmp_path):
+def test_a_remote_store(tmp_path, monkeypatch):
+    monkeypatch.setenv('FSSPEC_LOCAL', '{"auto_mkdir": true}')
+    from fsspec.config import conf
+    monkeypatch.setitem(conf, 'local', dict(auto_mkdir=True))
     project = Project(tmp_path/'project', f'[DEFAULT]\nstore = local://{tmp_path}/far\n')
     write(project)
     ids = [run(project, n) for n in range(3)]
@@ -230,8 +229,9 @@ def test_of_a_study_the_best_trial_stays(project):
         'open(score, "w").write(str(x))\nrecord(value=x)')
     done = project.cli('tune', 'demo/01_try', '--metric', 'value', '--direction', 'maximize', '--trials', '5', '--json', '--sampler', 'random')
     assert done.code == 0, done
-    with project.ledger as ledger: trials = ledger.runs(study=None)
-    best = max(trials, key=lambda o: ledger.stage_runs(o['id'])[0]['metrics']['value'])
+    with project.ledger as ledger:
+        trials = ledger.runs(study=None)
+        best = max(trials, key=lambda o: ledger.stage_runs(o['id'])[0]['metrics']['value'])
     assert collect(project, '--trials', 'all')['artifacts'] == 0
     collect(project, '--keep', '0', '--yes')
     newest = max(trials, key=lambda o: o['started'])
