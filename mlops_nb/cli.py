@@ -379,7 +379,8 @@ def gc(
         found = pin_runs(ws, pin, unpin)
         return print_json(dict(runs=[dict(run=o, status=how) for o,how in found])) if as_json else print(*(f'{o} is {how}' for o,how in found), sep='\n')
     policy = Policy(keep, duration(older_than, '--older-than'), trials, leftovers and duration(leftovers, '--leftovers'), shared)
-    g = collect(ws, policy, yes)
+    with console(stderr=True).status('Looking for what nobody needs') as status:
+        g = collect(ws, policy, yes, lambda done, all: status.update(f'{done:,} of {all:,} are removed'))
     if as_json: print_json(g.as_json())
     else: tell_garbage(console(), g, shlex.join(['mlops-nb', *sys.argv[1:], '--yes']))
     if g.stopped: raise typer.Exit(1)

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['sealed_ns', 'extras', 'remove', 'hold', 'a_box', 'is_litter', 'sweep_boxes', 'seal', 'unseal', 'is_sealed',
-           'copy_tree', 'spoilt', 'Store', 'missing', 'damaged', 'Objects', 'LocalStore', 'Marked', 'a_box_for',
-           'RemoteStore', 'open_store', 'check_put', 'check_publish', 'check_missing', 'check_damage', 'check_delete',
-           'check_users', 'check_store']
+           'copy_tree', 'spoilt', 'Store', 'missing', 'damaged', 'Objects', 'is_digest', 'Shelf', 'LocalStore',
+           'Marked', 'FarShelf', 'a_box_for', 'RemoteStore', 'open_store', 'check_put', 'check_publish',
+           'check_missing', 'check_damage', 'check_delete', 'check_users', 'check_store']
 
 # %% ../nbs/api/03_store.ipynb #db76a7e5
-import errno, fcntl, glob, json, os, secrets, shutil, stat, time
+import errno, fcntl, glob, json, os, re, secrets, shutil, stat, time
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -211,12 +211,6 @@ def damaged(store, artifact, aside):
     return DamagedError(f'{artifact} is damaged', where=str(store),
                         remedy=f'run the pipeline again: it is made anew; what was found is kept in {aside}')
 
-# %% ../nbs/api/03_store.ipynb #2d11cae2
-def _entries(folder)->list: 
-    "What is in a folder; nothing, if there is none"
-    try: return list(os.scandir(folder))
-    except FileNotFoundError: return []
-
 # %% ../nbs/api/03_store.ipynb #40b24b37
 class Objects(Store):
     "The objects of a local store: where they are, and whether they are sound"
@@ -261,9 +255,31 @@ class Objects(Store):
             with suppress(FileNotFoundError): os.rename(self.home(digest), dest)
         return dest
 
+    def path(self, artifact)->Path:
+        "Where the artifact can be read"
+        if not self.has(artifact): raise missing(self, artifact)
+        o = self.home(artifact.digest)/artifact.name
+        with writing(self.root, 'the store'), suppress(FileExistsError):
+            if not os.path.lexists(o): os.symlink(self._object(artifact.digest).name, o)
+        return o
+
+# %% ../nbs/api/03_store.ipynb #257e063a
+def _entries(folder)->list: 
+    "What is in a folder; nothing, if there is none"
+    try: return list(os.scandir(folder))
+    except FileNotFoundError: return []
+
+# %% ../nbs/api/03_store.ipynb #7b87ba0a
+def is_digest(name:str)->bool: 
+    "Is it the name of an object? Other files that somebody put there are none of our business"
+    return bool(re.fullmatch('[0-9a-f]{64}', name))
+
+# %% ../nbs/api/03_store.ipynb #7eac577c
+class Shelf(Objects):
+    "What a local store holds, who fills it, and its removal"
     def contents(self)->dict: # {digest: when it came, seconds since the epoch}
         "Everything that is here"
-        with reading(self.root): return {o.name: o.stat().st_mtime for d in _entries(self.root/'objects') for o in _entries(d.path)}
+        with reading(self.root): return {o.name: o.stat().st_mtime for d in _entries(self.root/'objects') if d.is_dir() for o in _entries(d.path) if is_digest(o.name)}
 
     def weigh(self, digest)->int:
         "Bytes of the object with this digest; 0 if it isn't here"
@@ -294,16 +310,8 @@ class Objects(Store):
                     n += 1
         return n
 
-    def path(self, artifact)->Path:
-        "Where the artifact can be read"
-        if not self.has(artifact): raise missing(self, artifact)
-        o = self.home(artifact.digest)/artifact.name
-        with writing(self.root, 'the store'), suppress(FileExistsError):
-            if not os.path.lexists(o): os.symlink(self._object(artifact.digest).name, o)
-        return o
-
 # %% ../nbs/api/03_store.ipynb #ea21659a
-class LocalStore(Objects):
+class LocalStore(Shelf):
     "Artifacts in a local folder"
     def put(self,
         path, # a file or a folder
@@ -381,16 +389,6 @@ def _remote(url):
         raise StoreError(f'the store does not answer: {mask_url(e) or type(e).__name__}', where=mask_url(url),
                          remedy='check the URL, the credentials and the network') from e
 
-# %% ../nbs/api/03_store.ipynb #ae4369ae
-def _when(
-    info:dict, # what fsspec knows of a file
-)->float|None: # seconds since the epoch
-    "When a remote file was written, if the storage tells"
-    found = next((info[k] for k in ('mtime','LastModified','last_modified','updated','created') if info.get(k)), None)
-    with suppress(ValueError, TypeError):
-        if isinstance(found, str): found = datetime.fromisoformat(found.replace('Z', '+00:00'))
-        return float(found.timestamp() if hasattr(found, 'timestamp') else found)
-
 # %% ../nbs/api/03_store.ipynb #a109b139
 class Marked(Store):
     "The objects of a remote store, each with its marker"
@@ -412,13 +410,32 @@ class Marked(Store):
             try: return bool(self.fs.info(self.marker(artifact.digest)))
             except FileNotFoundError: return False
 
+    def has_many(self, artifacts)->set:
+        "Those of `artifacts` that are here; many questions at once, since each takes its time"
+        from concurrent.futures import ThreadPoolExecutor
+        artifacts = list(artifacts)
+        with ThreadPoolExecutor(32) as pool: return {o for o,here in zip(artifacts, pool.map(self.has, artifacts)) if here}
+
+# %% ../nbs/api/03_store.ipynb #692d6b90
+def _when(
+    info:dict, # what fsspec knows of a file
+)->float|None: # seconds since the epoch
+    "When a remote file was written, if the storage tells"
+    found = next((info[k] for k in ('mtime','LastModified','last_modified','updated','created') if info.get(k)), None)
+    with suppress(ValueError, TypeError):
+        if isinstance(found, str): found = datetime.fromisoformat(found.replace('Z', '+00:00'))
+        return float(found.timestamp() if hasattr(found, 'timestamp') else found)
+
+# %% ../nbs/api/03_store.ipynb #977066a9
+class FarShelf(Marked):
+    "What a remote store holds, who fills it, and its removal"
     def contents(self)->dict: # {digest: when its youngest file came, seconds since the epoch; None: the storage doesn't say}
         "Everything that is there, also what has no marker"
         top,found = f'{self.base}/objects', {}
         with _remote(self.url), suppress(FileNotFoundError):
             for path,info in self.fs.find(top, detail=True).items():
-                digest = path[len(top)+1:].split('/')[1].removesuffix('.json')
-                found.setdefault(digest, []).append(_when(info))
+                digest = path[len(top)+4:].split('/')[0].removesuffix('.json')
+                if is_digest(digest): found.setdefault(digest, []).append(_when(info))
         return {k: None if None in v else max(v) for k,v in found.items()}
 
     def weigh(self, digest)->int:
@@ -456,12 +473,6 @@ class Marked(Store):
                 found = True
         return found
 
-    def has_many(self, artifacts)->set:
-        "Those of `artifacts` that are here; many questions at once, since each takes its time"
-        from concurrent.futures import ThreadPoolExecutor
-        artifacts = list(artifacts)
-        with ThreadPoolExecutor(32) as pool: return {o for o,here in zip(artifacts, pool.map(self.has, artifacts)) if here}
-
 # %% ../nbs/api/03_store.ipynb #0a13fdbb
 @contextmanager
 def a_box_for(store):
@@ -475,7 +486,7 @@ def _keys(home, name, rels):
     return [f'{home}/{quote(f"{name}/{o}" if o else name)}' for o in rels]
 
 # %% ../nbs/api/03_store.ipynb #b5d73661
-class RemoteStore(Marked):
+class RemoteStore(FarShelf):
     "Artifacts anywhere, read by way of a local cache"
     def put(self, path, name=None, move=False)->Artifact:
         "Store the content of `path`; nothing is sent if it is there already"
