@@ -584,6 +584,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'mlops_nb.garbage': { 'mlops_nb.garbage.Garbage': ('api/garbage.html#garbage', 'mlops_nb/garbage.py'),
                                   'mlops_nb.garbage.Garbage.as_json': ('api/garbage.html#garbage.as_json', 'mlops_nb/garbage.py'),
                                   'mlops_nb.garbage.Garbage.bytes': ('api/garbage.html#garbage.bytes', 'mlops_nb/garbage.py'),
+                                  'mlops_nb.garbage.Garbage.files': ('api/garbage.html#garbage.files', 'mlops_nb/garbage.py'),
                                   'mlops_nb.garbage.Garbage.kinds': ('api/garbage.html#garbage.kinds', 'mlops_nb/garbage.py'),
                                   'mlops_nb.garbage.Loss': ('api/garbage.html#loss', 'mlops_nb/garbage.py'),
                                   'mlops_nb.garbage.Policy': ('api/garbage.html#policy', 'mlops_nb/garbage.py'),

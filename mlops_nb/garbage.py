@@ -167,15 +167,15 @@ def needs_of(ledger)->set: # of digests
     stages = kept_stage_runs(all_stage_runs(ledger), {o.id for o in runs} - gone)
     return {d for s,_,_,d in all_edges(ledger) if s in stages} | {o.lock['digest'] for o in runs if o.lock and o.id not in gone}
 
-# %% ../nbs/api/11h_garbage.ipynb #edf2b523
+# %% ../nbs/api/11h_garbage.ipynb #45db75f5
 @dataclass
 class Loss:
     "What a run loses"
     run:SimpleNamespace # from `all_runs`
     objects:dict # {digest: kind}
-    folder:Path=None # its executed notebooks
+    files:list=field(default_factory=list) # its executed notebooks
 
-# %% ../nbs/api/11h_garbage.ipynb #bc643ca6
+# %% ../nbs/api/11h_garbage.ipynb #c4a8d179
 @dataclass
 class Garbage:
     "What nobody needs"
@@ -183,7 +183,7 @@ class Garbage:
     losses:list # of Loss, the oldest run first
     sizes:dict # {digest: bytes} of what goes
     orphans:dict # {digest: bytes} of what no row knows
-    files:list # executed notebooks and leftovers, paths outside the store
+    leftovers:list # paths of what was set aside
     runs:int=0 # how many there are
     removed:bool=False # has it been done?
     stopped:str='' # why it wasn't done to the end
@@ -195,6 +195,10 @@ class Garbage:
         sizes,n,total = self.sizes | self.orphans, Counter(of.values()), Counter()
         for d,k in of.items(): total[k] += sizes[d]
         return {k: (n[k], total[k]) for k in sorted(n)}
+    @property
+    def files(self)->list: 
+        "What goes outside the store"
+        return [p for o in self.losses for p in o.files] + self.leftovers
     @property
     def bytes(self)->int: return sum(self.sizes.values()) + sum(self.orphans.values())
     def as_json(self)->dict: return garbage_json(self)
@@ -254,7 +258,7 @@ def lost_by_run(ws:Workspace, runs:list, stages:list, keep:dict, dropped:set)->t
         else: lost[o.id].setdefault(o.lock['digest'], 'lock')
     return lost, needed, known
 
-# %% ../nbs/api/11h_garbage.ipynb #f532ba70
+# %% ../nbs/api/11h_garbage.ipynb #51fb1ac9
 def find_garbage(
     ws:Workspace,
     policy:Policy=Policy(),
@@ -270,11 +274,11 @@ def find_garbage(
         with open_ledger(url) as ledger: needed |= needs_of(ledger)
     contents = ws.store.contents()
     notebooks = old_notebooks(ws, dropped, set(keep.values()))
-    def loss(o): return Loss(o, {d: k for d,k in lost.get(o.id, {}).items() if d in contents and d not in needed}, notebooks.get(o.id) and ws.settings.state/'runs'/o.id)
-    losses = [l for l in map(loss, reversed([o for o in runs if o.id in dropped])) if l.objects or l.folder]
-    files = [p for ps in notebooks.values() for p in ps] + (old_files(ws, policy.leftovers) if policy.leftovers is not None else [])
+    def loss(o): return Loss(o, {d: k for d,k in lost.get(o.id, {}).items() if d in contents and d not in needed}, notebooks.get(o.id, []))
+    losses = [l for l in map(loss, reversed([o for o in runs if o.id in dropped])) if l.objects or l.files]
+    leftovers = old_files(ws, policy.leftovers) if policy.leftovers is not None else []
     orphans = {} if others else orphans_of(ws, contents, known | needed)
-    return Garbage(kept, losses, sizes_of(ws, {d for o in losses for d in o.objects}), orphans, files, len(runs))
+    return Garbage(kept, losses, sizes_of(ws, {d for o in losses for d in o.objects}), orphans, leftovers, len(runs))
 
 # %% ../nbs/api/11h_garbage.ipynb #19c00b57
 def refuse_while_running(ledger):
@@ -321,7 +325,7 @@ def remove_files(ws:Workspace, paths:list):
         if o.parent.parent == ws.settings.state/'runs':
             with suppress(OSError): o.parent.rmdir()
 
-# %% ../nbs/api/11h_garbage.ipynb #cfb20cb2
+# %% ../nbs/api/11h_garbage.ipynb #b5977359
 def remove_garbage(
     ws:Workspace,
     g:Garbage,
@@ -337,10 +341,11 @@ def remove_garbage(
         note_losses(ws, g, portion, noted)
         new = {d for o in portion for d in o.objects} - gone
         ws.store.delete(sorted(new))
+        remove_files(ws, [p for o in portion for p in o.files])
         gone |= new
         tell(len(gone), total)
     ws.store.delete(sorted(g.orphans))
-    remove_files(ws, g.files)
+    remove_files(ws, g.leftovers)
     g.removed = True
 
 # %% ../nbs/api/11h_garbage.ipynb #608ba3b2
