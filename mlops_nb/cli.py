@@ -388,7 +388,7 @@ def gc(
 # %% ../nbs/api/21_cli.ipynb #3a5471e4
 @app.command()
 def reproduce(
-    ref:RunId='last',
+    ref:Annotated[str, typer.Argument(help='id of a run, the beginning of one, `last`, or a trial: STUDY/BEST', metavar='RUN')]='last',
     stage:Annotated[Optional[list[str]], typer.Option('--stage', '-s', help='only this stage', metavar='STAGE')]=None,
     twice:Annotated[bool, typer.Option('--twice', help='make it again under another user, hash seed and folder too, and say what leaks in')]=False,
     folder:Annotated[Optional[str], typer.Option('--folder', help='a clean folder, which is kept', metavar='PATH')]=None,

@@ -25,7 +25,7 @@ from .process import this_process
 from .run import clean_up_after_the_dead, heartbeat, shared_ledger, signals_as_interrupt
 from .store import remove
 from .tables import code_param, notebook_param, stamp, version
-from .tenant import tenant_id
+from .tenant import readers, tenant_id
 
 # %% ../nbs/api/11h_garbage.ipynb #9504c8b2
 @dataclass(frozen=True)
@@ -282,8 +282,9 @@ def find_garbage(
 
 # %% ../nbs/api/11h_garbage.ipynb #19c00b57
 def refuse_while_running(ledger):
-    "An error if a run goes on"
+    "An error if a run goes on, or is being made again"
     if on := ledger.under_way(): raise LedgerError(f"run {on[0]['id']} of {on[0]['pipeline']} goes on", where=str(ledger), remedy='collect when it has ended')
+    if on := readers(ledger): raise LedgerError(f"run {on[0]} is being read", where=str(ledger), remedy='collect when that has ended')
 
 # %% ../nbs/api/11h_garbage.ipynb #1aef97cb
 @contextmanager

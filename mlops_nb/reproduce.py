@@ -8,12 +8,13 @@ __all__ = ['inside', 'other_hash_seed', 'other_user', 'recorded_stages', 'stored
            'figures_likeness', 'steps_likeness', 'parts', 'StageVerdict', 'judged', 'Leak', 'suspects', 'moved',
            'leaks_of', 'environment_changes', 'Reproduction', 'reproduce', 'verdict_table', 'summary']
 
-# %% ../nbs/api/11g_reproduce.ipynb #8976e229
+# %% ../nbs/api/11g_reproduce.ipynb #c4bfa0b8
 import ast, json, os, shutil, tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from .content import Artifact
 from .core import LedgerError, ParameterError, StoreError, did_you_mean, writing
+from .diff import find_run
 from .engine import reports_of
 from .kernel import inside_variable
 from .likeness import Likeness, likeness, number_likeness, worst
@@ -24,6 +25,7 @@ from .run import run as run_pipeline
 from .source import _glob_root, is_glob, open_source
 from .stage import _changed, environment, environment_digest, param_sources, read_stage, short_name, with_values
 from .tables import NoSuchRun
+from .tenant import reading
 from .unclear import Seen, unclear
 
 # %% ../nbs/api/11g_reproduce.ipynb #e9567371
@@ -322,7 +324,7 @@ class Reproduction:
             environment=self.environment, stages=[o.as_json() for o in self.stages], folder=self.folder or None)
     def __repr__(self): return '\n'.join([f'{self.run}: {self.verdict}', *(f'  {o.stage}: {o.verdict}' + (f', {o.what}' if o.what else '') for o in self.stages)])
 
-# %% ../nbs/api/11g_reproduce.ipynb #2255993d
+# %% ../nbs/api/11g_reproduce.ipynb #644a03ee
 def _clean(folder)->Path:
     "A clean folder"
     if not folder: return Path(tempfile.mkdtemp(prefix='mlops-again-'))
@@ -333,7 +335,7 @@ def _clean(folder)->Path:
 
 def reproduce(
     settings,
-    ref:str='last', # id of a run, or the beginning or end of one
+    ref:str='last', # id of a run, or the beginning or end of one; a trial as STUDY/7 or STUDY/BEST
     only=(), # names of stages
     twice:bool=False, # look for what leaks in, too
     folder=None, # a clean folder that is kept; default: a temporary one
@@ -342,12 +344,15 @@ def reproduce(
 )->Reproduction:
     "Make a run again from its record, and compare"
     ws = Workspace(settings)
-    run = ws.ledger.run(ref)
+    run,_ = find_run(ws, ref)
     rows = recorded_stages(ws, run, only)
+    with reading(ws, run['id']): return _reproduce(ws, run, rows, twice, folder, jobs, listener)
+
+def _reproduce(ws:Workspace, run:dict, rows:list, twice:bool, folder, jobs:int, listener)->Reproduction:
+    "What `reproduce` does while nothing is collected"
     groups,home = grouped(ws, rows), _clean(folder)
-    tries = iter(range(1, 4))
+    tries,result = iter(range(1, 4)),None
     def make(variables): return make_once(ws, run, groups, home/f'try{next(tries)}', jobs, variables, listener)
-    result = None
     try:
         once = make({})
         result = Reproduction(run['id'], [judged(ws, o, once[o['stage']]) for o in rows], environment_changes(ws, run), twice)
