@@ -379,13 +379,13 @@ def parts_text(kinds:dict)->str: # {kind: how many}
 # %% ../nbs/api/11h_garbage.ipynb #c949a4a4
 def garbage_table(g:Garbage, most:int=20):
     "What each run loses, the oldest first"
-    from mlops_nb.show import ago, table
+    from mlops_nb.show import table
     from rich.markup import escape
     def row(o):
         size = bytes_text(sum(g.sizes[d] for d in o.objects))
-        name = o.run.pipeline + (f' ({o.run.study}/{o.run.trial})' if o.run.study else '')
-        return o.run.id, escape(name), ago(o.run.started), f'{parts_text(Counter(o.objects.values()))} ({size})' if o.objects else 'its executed notebooks in .mlops/runs'
-    return table('', 'run', 'pipeline', 'started', 'loses' if not g.removed else 'lost', rows=[row(o) for o in g.losses[:most]])
+        name = f'{o.run.study}/{o.run.trial}' if o.run.study else o.run.pipeline
+        return o.run.id, escape(name), f'{parts_text(Counter(o.objects.values()))} ({size})' if o.objects else 'its executed notebooks'
+    return table('', 'run', 'of', 'loses' if not g.removed else 'lost', rows=[row(o) for o in g.losses[:most]])
 
 # %% ../nbs/api/11h_garbage.ipynb #acca4d16
 def tell_garbage(
