@@ -68,7 +68,7 @@ tables = dict(
     runs=Table(run_columns, indexes=(('started',), ('status',), ('study',))),
     stage_runs=Table(stage_columns, indexes=(('fingerprint','status','ended'), ('pipeline','stage','status','ended'), ('run_id',))),
     artifacts=Table(artifact_columns, key=('digest',)),
-    edges=Table(edge_columns, key=('stage_run_id','direction','param','digest'), indexes=(('digest',),)),
+    edges=Table(edge_columns, key=('stage_run_id','direction','param','digest'), indexes=(('digest','direction','stage_run_id'),)),
     events=Table(event_columns, indexes=(('run_id',), ('kind',))),
     claims=Table(claim_columns, key=('fingerprint',)),
     environments=Table(environment_columns, key=('digest',)),
