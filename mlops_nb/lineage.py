@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Made', 'makers_of', 'readers_of', 'load_works', 'Lineage', 'is_source', 'maker_of', 'look_back', 'look_ahead',
-           'lineage', 'source_state', 'sources_of', 'work_node', 'edges_of', 'artifact_nodes', 'as_json', 'Meant',
-           'by_path', 'by_past', 'by_run', 'stages_known', 'newest', 'by_output', 'by_digest', 'find_artifact',
+           'lineage', 'source_state', 'sources_of', 'work_node', 'edges_of', 'size_of', 'artifact_nodes', 'as_json',
+           'Meant', 'by_path', 'by_past', 'by_run', 'stages_known', 'newest', 'by_output', 'by_digest', 'find_artifact',
            'ask_lineage']
 
 # %% ../nbs/api/11c_lineage.ipynb #43d9b252
@@ -50,7 +50,7 @@ def makers_of(c, t,
         for o in c.execute(sa.select(*cols).join(t.stage_runs, s.id==e.stage_run_id).where(*where).group_by(*cols[:3])): found.setdefault(o[0], []).append(Made(*o))
     return {k: sorted(v, key=lambda o: o.since) for k,v in found.items()}
 
-# %% ../nbs/api/11c_lineage.ipynb #9dd9162d
+# %% ../nbs/api/11c_lineage.ipynb #b7e5b80e
 def readers_of(c, t,
     digests, # of artifacts
     most:int=3, # stage runs of a stage and artifact; 0: all
@@ -59,11 +59,11 @@ def readers_of(c, t,
     import sqlalchemy as sa
     e,s,found = t.edges.c, t.stage_runs.c, []
     stage = e.digest, s.pipeline, s.stage
-    k,n = sa.func.row_number().over(partition_by=stage, order_by=s.id.desc()), sa.func.count().over(partition_by=stage)
-    each = sa.select(*stage, s.id.label('work'), k.label('k'), n.label('n')).join(t.stage_runs, s.id==e.stage_run_id)
+    k,n = sa.func.row_number().over(partition_by=stage, order_by=(s.started.desc(), s.id)), sa.func.count().over(partition_by=stage)
+    each = sa.select(*stage, s.id.label('work'), s.started, k.label('k'), n.label('n')).join(t.stage_runs, s.id==e.stage_run_id)
     for some in _chunks(digests):
         q = each.where(e.digest.in_(some), e.direction=='in', s.source.is_(None)).subquery().c
-        found += c.execute(sa.select(q.digest, q.pipeline, q.stage, q.work, q.n).where((q.k <= most) if most else sa.true()).order_by(q.work.desc())).all()
+        found += c.execute(sa.select(q.digest, q.pipeline, q.stage, q.work, q.n).where((q.k <= most) if most else sa.true()).order_by(q.started.desc(), q.work)).all()
     return found
 
 # %% ../nbs/api/11c_lineage.ipynb #efcd966d
@@ -241,7 +241,12 @@ def edges_of(g:Lineage)->list: # of {from, to, param, path}
             if (o, a['digest']) in wrote or a['digest'] in wanted: yield {'from': o, 'to': a['digest'], 'param': k, 'path': a.get('path')}
     return [e for o in dict.fromkeys([*g.back, *g.ahead]) for e in between(o)]
 
-# %% ../nbs/api/11c_lineage.ipynb #867c4f9e
+# %% ../nbs/api/11c_lineage.ipynb #6689ce98
+def size_of(a:dict)->int|None: 
+    "Bytes of an artifact; of data from outside they are known where it is kept"
+    return a.get('size') if a.get('size') is not None else (a.get('kept') or {}).get('size')
+
+# %% ../nbs/api/11c_lineage.ipynb #ac604327
 def artifact_nodes(g:Lineage, edges:list)->list:
     "The artifacts of a lineage, in JSON"
     told = {a['digest']: a for row in g.works.values() for o in ('inputs','outputs') for a in (row[o] or {}).values()}
@@ -249,10 +254,10 @@ def artifact_nodes(g:Lineage, edges:list)->list:
     def node(d):
         a = g.artifact if d == g.digest else told[d]
         n = sum(o.n for o in g.makers.get(d, ()))
-        return dict(kind='artifact', id=d, name=a['name'], size=a.get('size'), made=n, unread=sum(g.unread.get(d, {}).values()), cut=d in g.cut)
+        return dict(kind='artifact', id=d, name=a['name'], size=size_of(a), made=n, unread=sum(g.unread.get(d, {}).values()), cut=d in g.cut)
     return [node(o) for o in dict.fromkeys([g.digest, *sorted(ends)])]
 
-# %% ../nbs/api/11c_lineage.ipynb #8dfa5804
+# %% ../nbs/api/11c_lineage.ipynb #c7b3972f
 def as_json(
     g:Lineage,
     digests=None, # DigestCache, to say what has become of the data from outside
@@ -262,21 +267,21 @@ def as_json(
     works = [work_node(g.works[o]) for o in dict.fromkeys([*g.back, *g.ahead])]
     return dict(artifact=g.artifact, made_by=work_node(g.made_by) if g.made_by else None, sources=sources_of(g, digests), nodes=artifact_nodes(g, edges)+works, edges=edges)
 
-# %% ../nbs/api/11c_lineage.ipynb #fbeb3da2
+# %% ../nbs/api/11c_lineage.ipynb #0bd200af
 class Meant(NamedTuple):
     "The artifact that somebody asks about"
     artifact:dict # {digest, name, size, kind}
     maker:str=None # id of the stage run that made it
 
-# %% ../nbs/api/11c_lineage.ipynb #903e39a6
+# %% ../nbs/api/11c_lineage.ipynb #02770470
 def _plain(a:dict)->dict: return {k: a.get(k) for k in ('digest','name','size','kind')}
 
-# %% ../nbs/api/11c_lineage.ipynb #fb279c85
+# %% ../nbs/api/11c_lineage.ipynb #48716539
 def _worker(row:dict)->str:
     "The stage run that did the work"
     return row['source'] or row['id']
 
-# %% ../nbs/api/11c_lineage.ipynb #2fcb5296
+# %% ../nbs/api/11c_lineage.ipynb #570048b5
 def _outputs_at(ws:Workspace, path:str)->dict|None: # {name, digest}: PIPELINE/STAGE.OUT, and what it was
     "What the newest run wrote at a path"
     for folder in Path(path).parents:
@@ -286,7 +291,7 @@ def _outputs_at(ws:Workspace, path:str)->dict|None: # {name, digest}: PIPELINE/S
             for k,a in (row['outputs'] or {}).items() if home == folder else ():
                 if place(a.get('path') or '', home) == path: return dict(a, ref=f"{row['pipeline']}/{short_name(row['stage'])}.{k}", maker=_worker(row))
 
-# %% ../nbs/api/11c_lineage.ipynb #5183eca5
+# %% ../nbs/api/11c_lineage.ipynb #87bb79be
 def _read_at(ws:Workspace, path:str)->dict|None:
     "What was at a path or URL when it was last read"
     t = ws.ledger.t
@@ -294,18 +299,18 @@ def _read_at(ws:Workspace, path:str)->dict|None:
     query = a.select().join(t.edges, a.c.digest==e.digest).where(e.path==path).order_by(e.stage_run_id.desc()).limit(1)
     with ws.ledger.db.read() as c: return next(iter(as_rows(c.execute(query))), None)
 
-# %% ../nbs/api/11c_lineage.ipynb #056fa993
+# %% ../nbs/api/11c_lineage.ipynb #356b16a3
 def _known(ws:Workspace, digest:str)->dict|None:
     "The artifact with this digest, if the ledger knows it"
     try: return ws.ledger.artifact(digest)
     except NoSuchRun: return None
 
-# %% ../nbs/api/11c_lineage.ipynb #841a1696
+# %% ../nbs/api/11c_lineage.ipynb #f7828868
 def _past(ws:Workspace, path:str)->dict|None:
     "What a run wrote or read at a path, now that something else is there, or nothing"
     return _outputs_at(ws, path) or _read_at(ws, path)
 
-# %% ../nbs/api/11c_lineage.ipynb #2827af17
+# %% ../nbs/api/11c_lineage.ipynb #49d839b6
 def by_path(ws:Workspace, ref:str)->Meant|None:
     "A file or folder, as seen from here or from the project's root"
     path = next((o for o in (Path(ref), ws.settings.root/ref) if os.path.lexists(o)), None)
@@ -316,7 +321,7 @@ def by_path(ws:Workspace, ref:str)->Meant|None:
     raise NoSuchRun("no run has made or read what is in this file", where=str(path), remedy='name a file that a stage reads or writes, or STAGE.OUT' if not was else
         f"it has changed since; for what was there: mlops-nb lineage {was.get('ref') or was['digest'][:12]}")
 
-# %% ../nbs/api/11c_lineage.ipynb #9f45c547
+# %% ../nbs/api/11c_lineage.ipynb #731bffaa
 def by_past(ws:Workspace, ref:str)->Meant|None:
     "A path at which there is nothing any more, or a URL"
     if '/' not in ref: return None
@@ -324,14 +329,14 @@ def by_past(ws:Workspace, ref:str)->Meant|None:
     was = next((o for p in dict.fromkeys(places) if (o := _past(ws, p))), None)
     return was and Meant(_plain(was), was.get('maker'))
 
-# %% ../nbs/api/11c_lineage.ipynb #6ff6ffc6
+# %% ../nbs/api/11c_lineage.ipynb #0cbd25fb
 def _row_of(rows:list, stage:str, where:str)->dict:
     "The stage run of a stage, by its name or its short name"
     found = {k: o for o in rows for k in (o['stage'], short_name(o['stage']))}
     if stage in found: return found[stage]
     raise NoSuchRun(f"there is no stage {stage}", where=where, remedy=did_you_mean(stage, {short_name(o['stage']) for o in rows}))
 
-# %% ../nbs/api/11c_lineage.ipynb #a05119d5
+# %% ../nbs/api/11c_lineage.ipynb #241f1b41
 def _output(row:dict, out:str, where:str)->Meant:
     "One output of a stage run"
     outputs = row['outputs'] or {}
@@ -339,7 +344,7 @@ def _output(row:dict, out:str, where:str)->Meant:
     state = f"is {row['status']} and has no output" if not outputs else f"has no output {out}"
     raise NoSuchRun(f"{row['stage']} {state}", where=where, remedy=did_you_mean(out, outputs) if outputs else f"see why: mlops-nb show {row['run_id']}")
 
-# %% ../nbs/api/11c_lineage.ipynb #630d8cec
+# %% ../nbs/api/11c_lineage.ipynb #7bdd50cb
 def by_run(ws:Workspace, ref:str)->Meant|None:
     "`RUN:STAGE.OUT`"
     m = re.fullmatch(r'([\w.-]+):([\w-]+)\.(\w+)', ref)
@@ -347,14 +352,14 @@ def by_run(ws:Workspace, ref:str)->Meant|None:
     run = ws.ledger.run(m[1])
     return _output(_row_of(ws.ledger.stage_runs(run['id']), m[2], f"run {run['id']}"), m[3], f"run {run['id']}")
 
-# %% ../nbs/api/11c_lineage.ipynb #cf4cc970
+# %% ../nbs/api/11c_lineage.ipynb #25a38fbc
 def stages_known(ws:Workspace)->list: # of (pipeline, stage)
     "Every stage that ever ran"
     import sqlalchemy as sa
     s = ws.ledger.t.stage_runs.c
     with ws.ledger.db.read() as c: return [tuple(o) for o in c.execute(sa.select(s.pipeline, s.stage).distinct().order_by(s.pipeline, s.stage))]
 
-# %% ../nbs/api/11c_lineage.ipynb #b8873ae6
+# %% ../nbs/api/11c_lineage.ipynb #da801a84
 def newest(ws:Workspace, pipeline:str, stage:str, trials:bool=False)->dict|None: # id, run_id, stage, status, source, outputs
     "The newest finished stage run of a stage"
     import sqlalchemy as sa
@@ -365,7 +370,7 @@ def newest(ws:Workspace, pipeline:str, stage:str, trials:bool=False)->dict|None:
         for o in ('completed','cached'): found += as_rows(c.execute(query.where(s.status==o))) # each can walk the index
     return max(found, key=lambda o: o['ended'], default=None) or (None if trials else newest(ws, pipeline, stage, True))
 
-# %% ../nbs/api/11c_lineage.ipynb #3c423654
+# %% ../nbs/api/11c_lineage.ipynb #53c2c1e1
 def by_output(ws:Workspace, ref:str)->Meant|None:
     "`PIPELINE/STAGE.OUT`, or `STAGE.OUT`"
     m = re.fullmatch(r'(?:(.+)/)?([\w-]+)\.(\w+)', ref)
@@ -378,19 +383,19 @@ def by_output(ws:Workspace, ref:str)->Meant|None:
     p,row = (able or rows)[0]
     return _output(row, m[3], f"{p}/{row['stage']}")
 
-# %% ../nbs/api/11c_lineage.ipynb #ef37ffac
+# %% ../nbs/api/11c_lineage.ipynb #8d9906d6
 def by_digest(ws:Workspace, ref:str)->Meant|None:
     "A digest, or its first digits"
     return Meant(_plain(ws.ledger.artifact(ref.lower()))) if re.fullmatch('[0-9a-fA-F]{4,64}', ref) else None
 
-# %% ../nbs/api/11c_lineage.ipynb #af834ab8
+# %% ../nbs/api/11c_lineage.ipynb #d27c07cc
 def _near(ws:Workspace, ref:str)->str:
     "What there is that has nearly this name"
     rows = [(p, o) for p in {p for p,_ in stages_known(ws)} for o in ws.ledger.lasts(p).values()]
     outs = [(f"{p}/{short_name(o['stage'])}.{k}") for p,o in rows for k in o['outputs'] or {}]
     return did_you_mean(ref, [*outs, *(o.partition('/')[2] for o in outs)] if '/' not in ref else outs) if outs else 'start a run: mlops-nb run PIPELINE'
 
-# %% ../nbs/api/11c_lineage.ipynb #703cf08d
+# %% ../nbs/api/11c_lineage.ipynb #983f0644
 def find_artifact(
     ws:Workspace,
     ref:str, # a path, a digest or its first digits, STAGE.OUT, PIPELINE/STAGE.OUT or RUN:STAGE.OUT
@@ -400,7 +405,7 @@ def find_artifact(
         if ref and (found := way(ws, ref)): return found
     raise NoSuchRun(f"there is no artifact {mask_url(ref)!r}", remedy=f"name a file, a digest, STAGE.OUT or RUN:STAGE.OUT; {_near(ws, ref)}")
 
-# %% ../nbs/api/11c_lineage.ipynb #d282b824
+# %% ../nbs/api/11c_lineage.ipynb #6fa517d2
 def ask_lineage(
     ws:Workspace,
     ref:str, # see `find_artifact`
