@@ -6,7 +6,7 @@
 __all__ = ['app', 'Env', 'Json', 'Params', 'ParamsFile', 'Pairs', 'PipelineName', 'RunId', 'assignments', 'read_params_file',
            'given', 'print_json', 'settings_of', 'new', 'run', 'of_trial', 'worst', 'tell_results', 'next_steps',
            'duration', 'first_trials', 'tune', 'studies', 'study', 'ui', 'plan', 'runs', 'show', 'logs', 'diff',
-           'pin_runs', 'gc', 'reproduce', 'findings_table', 'doctor', 'tell_error', 'main']
+           'pin_runs', 'gc', 'reproduce', 'lineage', 'put_lineage', 'findings_table', 'doctor', 'tell_error', 'main']
 
 # %% ../nbs/api/21_cli.ipynb #27cabaaf
 import json, os, signal, sys
@@ -404,6 +404,42 @@ def reproduce(
         console().print(verdict_table(r))
         for o in summary(r): print(o)
     if r.verdict == 'differs': raise typer.Exit(1)
+
+# %% ../nbs/api/21_cli.ipynb #1f7c52aa
+@app.command()
+def lineage(
+    artifact:Annotated[str, typer.Argument(help='a file, a digest or its first digits, STAGE.OUT, PIPELINE/STAGE.OUT, or RUN:STAGE.OUT', metavar='ARTIFACT')],
+    depth:Annotated[int, typer.Option(min=0, help='stage runs, one after the other, to look back and ahead')]=40,
+    most:Annotated[int, typer.Option(min=0, help='readers of an artifact to follow, for each stage; 0: all')]=3,
+    svg:Annotated[Optional[str], typer.Option(help='draw it into this file', metavar='FILE')]=None,
+    openlineage:Annotated[Optional[str], typer.Option(help='as OpenLineage events into this file, or to this server', metavar='FILE_OR_URL')]=None,
+    env:Env=None, as_json:Json=False,
+):
+    "What an artifact was made from, and what was made from it."
+    from mlops_nb.lineage import as_json as plain, ask_lineage
+    from mlops_nb.plan import Workspace
+    ws = Workspace(settings_of(env))
+    g = ask_lineage(ws, artifact, depth, most)
+    done = put_lineage(ws, g, svg, openlineage)
+    if as_json: return print_json(plain(g, ws.digests))
+    if done: return print(*done, sep='\n')
+    from mlops_nb.drawing import show_lineage
+    from mlops_nb.show import console
+    show_lineage(console(), g, ws.digests)
+
+# %% ../nbs/api/21_cli.ipynb #8d40e6b3
+def put_lineage(ws, g, svg:str, openlineage:str)->list: # lines
+    "Draw a lineage, and tell it to others, where that is asked for"
+    from mlops_nb.config import mask_url
+    done = []
+    if svg:
+        from mlops_nb.drawing import save_picture
+        save_picture(g, svg)
+        done.append(f"The picture is in {svg}.")
+    if openlineage:
+        from mlops_nb.openlineage import tell_events
+        done.append(f"{tell_events(ws, g, openlineage)} events are in {mask_url(openlineage)}.")
+    return done
 
 # %% ../nbs/api/21_cli.ipynb #4614cf3e
 def findings_table(found):
