@@ -723,6 +723,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlops_nb.lineage.Lineage.made_by': ('api/lineage.html#lineage.made_by', 'mlops_nb/lineage.py'),
                                   'mlops_nb.lineage.Made': ('api/lineage.html#made', 'mlops_nb/lineage.py'),
                                   'mlops_nb.lineage.Meant': ('api/lineage.html#meant', 'mlops_nb/lineage.py'),
+                                  'mlops_nb.lineage.Readers': ('api/lineage.html#readers', 'mlops_nb/lineage.py'),
                                   'mlops_nb.lineage._chunks': ('api/lineage.html#_chunks', 'mlops_nb/lineage.py'),
                                   'mlops_nb.lineage._is_cheap': ('api/lineage.html#_is_cheap', 'mlops_nb/lineage.py'),
                                   'mlops_nb.lineage._known': ('api/lineage.html#_known', 'mlops_nb/lineage.py'),

@@ -66,7 +66,7 @@ tracked_columns = dict(id=str, target=str, mlflow_id=str, state=str, time=str) #
 version = 4
 tables = dict(
     runs=Table(run_columns, indexes=(('started',), ('status',), ('study',))),
-    stage_runs=Table(stage_columns, indexes=(('fingerprint','status','ended'), ('pipeline','stage','status','ended'), ('run_id',))),
+    stage_runs=Table(stage_columns, indexes=(('fingerprint','status','ended'), ('pipeline','stage','status','ended'), ('run_id',), ('id','source','pipeline','stage'))),
     artifacts=Table(artifact_columns, key=('digest',)),
     edges=Table(edge_columns, key=('stage_run_id','direction','param','digest'), indexes=(('digest','direction','stage_run_id'),)),
     events=Table(event_columns, indexes=(('run_id',), ('kind',))),
