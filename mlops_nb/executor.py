@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, Pipe, wait as wait_for
 from pathlib import Path
 
 from .core import ConfigError, StageError
-from .engine import death, default_engine, failure, oom_kills, scrubber, sweep
+from .engine import all_secrets, death, default_engine, failure, oom_kills, scrubber, sweep
 from .store import hold, is_litter
 from .worker import farewell, nursery_command, request
 
@@ -117,7 +117,7 @@ class Running:
         with suppress(OSError, ValueError): take_in(self.job['output'])
         how = death(code, oom_kills() > self.oom, log=log, who='the worker')
         if self.cancelled: how = dict(kind='cancelled', ename='Cancelled', evalue='the stage run was cancelled')
-        error = scrubber(self.job.get('secrets') or {})(failure(**how))
+        error = scrubber(all_secrets(self.job))(failure(**how))
         return dict(status='failed', error=error, seconds=round(time.monotonic()-self.start, 3), cpu_seconds=None, peak_mb=None,
                     engine=self.job.get('engine') or default_engine)
 

@@ -12,7 +12,7 @@ __all__ = ['readable', 'secret_values', 'looks_whole', 'parquet_whole', 'json_wh
 import json, os, shutil, time, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from .config import mask_url
+from .config import hidden_values, mask_url
 from .core import LedgerError, MlopsError, ParameterError, StageError, StoreError, atomic_copy, new_id, writing
 from .engine import metrics_of, reports_of
 from .notebook import inject, read_notebook
@@ -218,7 +218,7 @@ def start_work(
         components=work.step.components, cause='; '.join(work.step.causes), engine=settings.engine, params=param_values(stage),
         inputs=input_rows(work))
     return dict(id=work.id, notebook=str(write_prepared(work)), output=str(work.folder/'executed.ipynb'), cwd=str(stage.folder),
-        seed=settings.seed, engine=settings.engine, secrets=work.secrets, memory=str(settings.state/'rungs'), differ=differing(work), passing=True, env=work.ws.variables)
+        seed=settings.seed, engine=settings.engine, secrets=work.secrets, hidden=hidden_values(settings), memory=str(settings.state/'rungs'), differ=differing(work), passing=True, env=work.ws.variables)
 
 # %% ../nbs/api/08a_work.ipynb #66bcf8f6
 def keep_origin(work:Work):
@@ -259,7 +259,7 @@ def check_code(work:Work):
 def store_outputs(work:Work)->dict: # {parameter: Artifact}
     "Check all outputs, then store them"
     for k in work.stage.outs: check_output(work.stage, k, work.out(k), work.started)
-    for k in work.stage.outs: check_no_secret(k, work.out(k), work.secrets, work.stage.nb.where(work.stage.params[k].cell))
+    for k in work.stage.outs: check_no_secret(k, work.out(k), hidden_values(work.ws.settings) | work.secrets, work.stage.nb.where(work.stage.params[k].cell))
     check_inputs(work)
     check_code(work)
     return {k: work.ws.store.put(work.out(k), move=True) for k in work.stage.outs}
