@@ -56,7 +56,7 @@ def _text(*parts):
     from rich.text import Text
     return Text.assemble(*(o for o in parts if o[0]))
 
-# %% ../nbs/api/11e_drawing.ipynb #04551a8b
+# %% ../nbs/api/11e_drawing.ipynb #7bf6da82
 def _back_label(g:Lineage, a:dict, maker, path:str, state:str, told:bool):
     "An artifact and where it is from"
     name,rest = artifact_line(g, a)
@@ -64,10 +64,30 @@ def _back_label(g:Lineage, a:dict, maker, path:str, state:str, told:bool):
     if maker is None:
         came = f"\nfrom {path}" if path else '\nno run made it: it is from outside'
         return _text(*head, (came, 'green'), (f'  {states[state]}' if state else '', 'yellow' if state in ('changed','gone') else 'dim'))
-    more = '  (again)' if told else ''
-    return _text(*head, ('\nmade by ', 'dim'), (stage_name(maker), 'cyan'), (f'  {work_line(maker)}{more}', ''))
+    return _text(*head, ('\nmade by ', 'dim'), (stage_name(maker), 'cyan'), *([('  (again)', 'dim')] if told else [(f'  {work_line(maker)}', '')]))
 
-# %% ../nbs/api/11e_drawing.ipynb #fb95d761
+# %% ../nbs/api/11e_drawing.ipynb #80d01a4f
+def _tell_more(node, n:int, what:str):
+    "A line for what is folded"
+    if n > 0: node.add(_text((f'and {n:,} more {what}', 'dim')))
+
+# %% ../nbs/api/11e_drawing.ipynb #c347f36a
+def _grow_back(g:Lineage, node, row:dict, digests, told:set, wide:int, deep:int):
+    "Add what a stage run read, and what that was made from"
+    inputs = list((row['inputs'] or {}).values())
+    for a in inputs[:wide] if deep else ():
+        made,outside = maker_of(g.makers.get(a['digest'], []), row, a), is_source(a)
+        maker,again = made and g.works.get(made.work), bool(made) and made.work in told
+        state = source_state(a.get('path'), a['digest'], digests) if digests and outside and not maker else ''
+        below = node.add(_back_label(g, a, maker, mask_url(a.get('path') or '') if outside else '', state, again))
+        if made and not maker: below.add(_text(('made by more stage runs: give a greater --depth', 'dim')))
+        if not maker or again: continue
+        told.add(made.work)
+        _grow_back(g, below, maker, digests, told, wide, deep-1)
+    _tell_more(node, len(inputs) - wide if deep else 0, 'inputs')
+    if inputs and not deep: node.add(_text((f'made from {len(inputs)} more: --json has all', 'dim')))
+
+# %% ../nbs/api/11e_drawing.ipynb #ab86da86
 def back_tree(g:Lineage, 
     digests=None, # DigestCache, to say what has become of the data from outside
     wide:int=12, # inputs of a stage run to show
@@ -76,69 +96,51 @@ def back_tree(g:Lineage,
     "What an artifact was made from"
     from rich.tree import Tree
     root = Tree(_back_label(g, g.artifact, g.made_by, '', '', False), guide_style='dim')
-    todo,told = [(root, g.made_by, 1)], set()
-    while todo:
-        node,row,level = todo.pop(0)
-        if row is None or row['id'] in told: continue
-        told.add(row['id'])
-        inputs = list((row['inputs'] or {}).values())
-        for a in inputs[:wide] if level <= deep else ():
-            made = maker_of(g.makers.get(a['digest'], []), row, a)
-            maker,path = made and g.works.get(made.work), mask_url(a.get('path') or '') if is_source(a) else ''
-            state = source_state(a.get('path'), a['digest'], digests) if digests and is_source(a) else ''
-            below = node.add(_back_label(g, a, maker, path, state, bool(maker) and maker['id'] in told))
-            if made and not maker: below.add(_text(('made by more stage runs: give a greater --depth', 'dim')))
-            todo.append((below, maker, level+1))
-        _tell_more(node, len(inputs) - wide, 'inputs')
-        if level > deep and inputs: node.add(_text((f'made from {len(inputs)} more: --json has all', 'dim')))
+    if g.made_by: _grow_back(g, root, g.made_by, digests, {g.made_by['id']}, wide, deep)
     return root
 
-# %% ../nbs/api/11e_drawing.ipynb #9f1f1294
-def _tell_more(node, n:int, what:str):
-    "A line for what is folded"
-    if n > 0: node.add(_text((f'and {n:,} more {what}', 'dim')))
-
-# %% ../nbs/api/11e_drawing.ipynb #f9b9f6f0
-def _readers(g:Lineage, node, digest:str, wide:int)->list: # of (node, row)
-    "Add those who read an artifact"
-    rows = [g.works[o] for o in g.readers.get(digest, ())]
-    added = [(node.add(_text((stage_name(o), 'cyan'), (f'  {work_line(o)}', ''))), o) for o in rows[:wide]]
+# %% ../nbs/api/11e_drawing.ipynb #65cf7d25
+def _grow_ahead(g:Lineage, node, digest:str, told:set, wide:int, deep:int):
+    "Add who read an artifact, and what they wrote"
+    rows,unread = [g.works[o] for o in g.readers.get(digest, ())], sorted(g.unread.get(digest, {}).items())
+    if rows and not deep: return node.add(_text(('used further: --json has all', 'dim')))
+    for row in rows[:wide]:
+        again = row['id'] in told
+        below = node.add(_text((stage_name(row), 'cyan'), *([('  (again)', 'dim')] if again else [(f'  {work_line(row)}', '')])))
+        told.add(row['id'])
+        if not again: _grow_outputs(g, below, row, told, wide, deep)
     _tell_more(node, len(rows) - wide, 'stage runs')
-    for stage,n in sorted(g.unread.get(digest, {}).items())[:wide]: _tell_more(node, n, f'of {stage}')
-    _tell_more(node, len(g.unread.get(digest, {})) - wide, 'stages')
+    for stage,n in unread[:wide]: _tell_more(node, n, f'of {stage}')
+    _tell_more(node, len(unread) - wide, 'stages')
     if digest in g.cut and not rows: node.add(_text(('perhaps used further: give a greater --depth', 'dim')))
-    return added
 
-# %% ../nbs/api/11e_drawing.ipynb #389dcfe4
+# %% ../nbs/api/11e_drawing.ipynb #4ae8f5ce
+def _grow_outputs(g:Lineage, node, row:dict, told:set, wide:int, deep:int):
+    "Add what a stage run wrote, and who read that"
+    outs = list((row['outputs'] or {}).values())
+    for a in outs[:wide]:
+        (name,rest),again = artifact_line(g, a), a['digest'] in told
+        below = node.add(_text((name, 'bold'), (f'  {rest}', 'dim'), ('  (again)' if again else '', 'dim')))
+        told.add(a['digest'])
+        if not again: _grow_ahead(g, below, a['digest'], told, wide, deep-1)
+    _tell_more(node, len(outs) - wide, 'outputs')
+
+# %% ../nbs/api/11e_drawing.ipynb #a7244d46
 def ahead_tree(g:Lineage, wide:int=12, deep:int=12): # rich Tree, or None if nobody read it
     "What was made from an artifact"
     from rich.tree import Tree
-    root,told = Tree(_text(('used by', 'bold')), guide_style='dim'), {g.digest}
-    todo = [(o, row, 1) for o,row in _readers(g, root, g.digest, wide)]
-    seen = set()
-    while todo:
-        node,row,level = todo.pop(0)
-        if row['id'] in seen: node.add(_text(('(again)', 'dim'))); continue
-        seen.add(row['id'])
-        outs = list((row['outputs'] or {}).values())
-        for a in outs[:wide]:
-            name,rest = artifact_line(g, a)
-            below = node.add(_text((name, 'bold'), (f'  {rest}', 'dim'), ('  (again)' if a['digest'] in told else '', 'dim')))
-            if a['digest'] in told: continue
-            told.add(a['digest'])
-            if level < deep: todo += [(o, r, level+1) for o,r in _readers(g, below, a['digest'], wide)]
-            elif g.readers.get(a['digest']): below.add(_text(('used further: --json has all', 'dim')))
-        _tell_more(node, len(outs) - wide, 'outputs')
+    root = Tree(_text(('used by', 'bold')), guide_style='dim')
+    _grow_ahead(g, root, g.digest, {g.digest}, wide, deep)
     return root if root.children else None
 
-# %% ../nbs/api/11e_drawing.ipynb #e9bd4e4e
+# %% ../nbs/api/11e_drawing.ipynb #3564d41d
 def show_lineage(out, g:Lineage, digests=None):
     "Print a lineage: what it was made from, and what was made from it"
     out.print(back_tree(g, digests))
     out.print()
     out.print(ahead_tree(g) or _text(('used by no stage run', 'dim')))
 
-# %% ../nbs/api/11e_drawing.ipynb #81d3b4ee
+# %% ../nbs/api/11e_drawing.ipynb #f18ea4e6
 def columns_of(g:Lineage, edges:list)->dict: # {node: column}
     "In which column each node stands"
     ins,outs,col,read = {},{},{},set()
@@ -151,16 +153,17 @@ def columns_of(g:Lineage, edges:list)->dict: # {node: column}
         for d in outs.get(o, ()): col[d] = max(col.get(d, 0), col[o]+1) if d not in read else col[d]
     for d in {o for some in ins.values() for o in some} - {o for some in outs.values() for o in some}: # what came from outside stands beside its first reader
         col[d] = min(col[o] for o,some in ins.items() if d in some) - 1
-    return col or {g.digest: 0}
+    low = min(col.values(), default=0)
+    return {o: c-low for o,c in col.items()} or {g.digest: 0}
 
-# %% ../nbs/api/11e_drawing.ipynb #b484feef
+# %% ../nbs/api/11e_drawing.ipynb #3918914e
 def kept(cols:dict, tall:int, keep:str)->tuple: # ({node: column}, {column: how many are left out})
     "At most `tall` nodes of each column, `keep` among them"
     rows = {}
     for o in sorted(cols, key=lambda o: o != keep): rows.setdefault(cols[o], []).append(o)
     return {o: c for c,r in rows.items() for o in r[:tall]}, {c: len(r)-tall for c,r in rows.items() if len(r) > tall}
 
-# %% ../nbs/api/11e_drawing.ipynb #03155d86
+# %% ../nbs/api/11e_drawing.ipynb #cc77f581
 def routed(cols:dict, edges:list)->tuple: # ({node or (node, column): column}, {(from, to): parameter})
     "The edges in pieces from one column to the next; those that go back stay whole"
     places,pieces = dict(cols),{}
@@ -171,7 +174,7 @@ def routed(cols:dict, edges:list)->tuple: # ({node or (node, column): column}, {
         pieces.update({o: e['param'] for o in zip(stops, stops[1:])})
     return places, pieces
 
-# %% ../nbs/api/11e_drawing.ipynb #14942114
+# %% ../nbs/api/11e_drawing.ipynb #d9e0dc7d
 def ordered(places:dict, pieces:dict)->list: # [[node or (node, column)] by column]
     "The places of each column, each near what it hangs on"
     near,rows = {}, [[] for _ in range(max(places.values())+1)]
@@ -185,24 +188,24 @@ def ordered(places:dict, pieces:dict)->list: # [[node or (node, column)] by colu
         at.update({o: i-len(r)/2 for i,o in enumerate(r)})
     return rows
 
-# %% ../nbs/api/11e_drawing.ipynb #0e509b7e
+# %% ../nbs/api/11e_drawing.ipynb #ff595008
 style = '''text{font:12px system-ui,-apple-system,"Segoe UI",sans-serif;fill:#1f2328}.dim{fill:#59636e;font-size:11px}.back{fill:#fff}rect{stroke:#818b98;fill:#f6f8fa}.work{stroke:#54aeff;fill:#ddf4ff}.this{stroke:#bf8700;stroke-width:2.5}
 path{fill:none;stroke:#818b98;stroke-width:1.3}.back{stroke:none}@media(prefers-color-scheme:dark){text{fill:#e6edf3}.dim{fill:#9198a1}.back{fill:#0d1117}rect{fill:#151b23;stroke:#656c76}.work{fill:#0c2d4d;stroke:#1f6feb}.this{stroke:#d29922}path{stroke:#656c76}}'''
 width,height,gap_x,gap_y,margin = 184,42,56,14,20 # of a box, and around it
 
-# %% ../nbs/api/11e_drawing.ipynb #6a211733
+# %% ../nbs/api/11e_drawing.ipynb #862a3396
 def _clip(text:str, most:int=26)->str:
     "A text that fits into its box"
     return text if len(text) <= most else text[:most//2] + '…' + text[-(most//2-1):]
 
-# %% ../nbs/api/11e_drawing.ipynb #07029a89
+# %% ../nbs/api/11e_drawing.ipynb #1b3cb34f
 def box(x:float, y:float, lines:tuple, cls:str, title:str)->str: # SVG
     "A box with two lines in it; `title` is seen when one points at it"
     a,b = (escape(_clip(o)) for o in lines)
     texts = f'<text x="{x+10}" y="{y+18}">{a}</text><text class="dim" x="{x+10}" y="{y+33}">{b}</text>'
     return f'<g><title>{escape(title)}</title><rect class="{cls}" x="{x}" y="{y}" width="{width}" height="{height}" rx="{3 if "work" in cls else 10}"/>{texts}</g>'
 
-# %% ../nbs/api/11e_drawing.ipynb #b0f1bd17
+# %% ../nbs/api/11e_drawing.ipynb #a22b7037
 def _box_of(g:Lineage, node:str, names:dict, x:float, y:float)->str:
     "The box of a stage run or an artifact"
     row = g.works.get(node)
@@ -211,14 +214,14 @@ def _box_of(g:Lineage, node:str, names:dict, x:float, y:float)->str:
     told = short(node)[:8] + (f' · {more:,} more readers' if more else ' · from outside' if node in names['sources'] else '')
     return box(x, y, (names[node], told), 'this' if node == g.digest else '', f'{names[node]} {node}')
 
-# %% ../nbs/api/11e_drawing.ipynb #a4051765
+# %% ../nbs/api/11e_drawing.ipynb #ea0e4f2d
 def names_of(g:Lineage)->dict: # {digest: name}; 'sources': digests of what came from outside
     "What the artifacts are called"
     uses = [(a, o == 'inputs' and is_source(a)) for row in g.works.values() for o in ('inputs','outputs') for a in (row[o] or {}).values()]
     made = {a['digest'] for row in g.works.values() for a in (row['outputs'] or {}).values()}
     return {**{a['digest']: a['name'] for a,_ in uses}, g.digest: g.artifact['name'], 'sources': {a['digest'] for a,s in uses if s} - made}
 
-# %% ../nbs/api/11e_drawing.ipynb #7732dc81
+# %% ../nbs/api/11e_drawing.ipynb #1de8af52
 def curve(a:tuple, b:tuple, passing:bool, title:str)->str: # SVG
     "A line from the box at `a` to that at `b`; one that is `passing` goes on to the next column"
     (x,y),(u,v) = a,b
@@ -226,7 +229,7 @@ def curve(a:tuple, b:tuple, passing:bool, title:str)->str: # SVG
     bend = max((u-x)/2, gap_x*.6)
     return f'<path d="M{x} {y}C{x+bend} {y} {u-bend} {v} {u} {v}{f"h{width}" if passing else ""}"><title>{escape(title)}</title></path>'
 
-# %% ../nbs/api/11e_drawing.ipynb #2f957099
+# %% ../nbs/api/11e_drawing.ipynb #fbb57ecf
 def picture(
     g:Lineage,
     tall:int=30, # boxes in a column; the others are counted
@@ -245,7 +248,7 @@ def picture(
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img"><title>Lineage of {escape(g.artifact["name"])}</title><style>{style}</style>'
     return '\n'.join([head, f'<rect class="back" width="{w}" height="{h}"/>', *lines, *boxes, *more, '</svg>']) + '\n'
 
-# %% ../nbs/api/11e_drawing.ipynb #2f9a1e15
+# %% ../nbs/api/11e_drawing.ipynb #45a71b2a
 def save_picture(g:Lineage, 
     path, # .svg
 ):
