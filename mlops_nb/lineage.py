@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Made', 'makers_of', 'Readers', 'readers_of', 'load_works', 'Lineage', 'is_source', 'maker_of', 'look_back',
-           'look_ahead', 'lineage', 'source_state', 'sources_of', 'work_node', 'edges_of', 'size_of', 'artifact_nodes',
-           'as_json', 'Meant', 'by_path', 'by_past', 'by_run', 'stages_known', 'newest', 'by_output', 'by_digest',
-           'find_artifact', 'ask_lineage']
+           'look_ahead', 'lineage', 'source_state', 'sources_of', 'work_node', 'read_by', 'written_by', 'edges_of',
+           'size_of', 'artifact_nodes', 'as_json', 'Meant', 'by_path', 'by_past', 'by_run', 'stages_known', 'newest',
+           'by_output', 'by_digest', 'find_artifact', 'ask_lineage']
 
-# %% ../nbs/api/11c_lineage.ipynb #43d9b252
+# %% ../nbs/api/11c_lineage.ipynb #2d3c34ad
 import os, re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from .core import MlopsError, did_you_mean
 from .plan import Workspace
 from .source import is_glob, local_digest
 from .stage import is_url, place, short_name
-from .tables import NoSuchRun, as_rows
+from .tables import NoSuchRun, as_rows, code_param, notebook_param
 
 # %% ../nbs/api/11c_lineage.ipynb #7cba898d
 class Made(NamedTuple):
@@ -232,26 +232,37 @@ def work_node(row:dict)->dict:
     return dict(kind='stage_run', **{k: row[k] for k in keys}, run=run, trial=trial, code=(row.get('code') or {}).get('digest'), 
         executed=(row['executed'] or {}).get('digest'), inputs=inputs, outputs=outputs, error=(row['error'] or {}).get('evalue'))
 
-# %% ../nbs/api/11c_lineage.ipynb #32097dbe
+# %% ../nbs/api/11c_lineage.ipynb #ce6a7258
+def read_by(g:Lineage, row:dict)->dict: 
+    "{parameter: artifact} that a stage run read"
+    code = row.get('code') or {}
+    return (row['inputs'] or {}) | ({code_param: code} if code.get('digest') == g.digest else {})
+
+# %% ../nbs/api/11c_lineage.ipynb #6a173b3e
+def written_by(g:Lineage, row:dict)->dict: 
+    "{parameter: artifact} that a stage run wrote"
+    notebook = row['executed'] or {}
+    return (row['outputs'] or {}) | ({notebook_param: notebook} if notebook.get('digest') == g.digest else {})
+
+# %% ../nbs/api/11c_lineage.ipynb #4e4579a7
 def edges_of(g:Lineage)->list: # of {from, to, param, path}
     "Who read and wrote what, as far as it belongs to the lineage"
-    wrote = {(o, a['digest']) for o in g.ahead for a in (g.works[o]['outputs'] or {}).values()}
+    wrote = {(o, a['digest']) for o in g.ahead for a in written_by(g, g.works[o]).values()}
     read = {(d, o) for d,ids in g.readers.items() for o in ids} | {(a['digest'], o) for o in g.back for a in (g.works[o]['inputs'] or {}).values()}
     wanted = {d for d,_ in read} | {g.digest}
     def between(o):
-        row = g.works[o]
-        for k,a in (row['inputs'] or {}).items():
+        for k,a in read_by(g, g.works[o]).items():
             if (a['digest'], o) in read: yield {'from': a['digest'], 'to': o, 'param': k, 'path': mask_url(a.get('path') or '')}
-        for k,a in (row['outputs'] or {}).items():
+        for k,a in written_by(g, g.works[o]).items():
             if (o, a['digest']) in wrote or a['digest'] in wanted: yield {'from': o, 'to': a['digest'], 'param': k, 'path': a.get('path')}
     return [e for o in dict.fromkeys([*g.back, *g.ahead]) for e in between(o)]
 
-# %% ../nbs/api/11c_lineage.ipynb #31a30014
+# %% ../nbs/api/11c_lineage.ipynb #f5f93f88
 def size_of(a:dict)->int|None: 
     "Bytes of an artifact; of data from outside they are known where it is kept"
     return a.get('size') if a.get('size') is not None else (a.get('kept') or {}).get('size')
 
-# %% ../nbs/api/11c_lineage.ipynb #2216ccc3
+# %% ../nbs/api/11c_lineage.ipynb #d9d5e71a
 def artifact_nodes(g:Lineage, edges:list)->list:
     "The artifacts of a lineage, in JSON"
     told = {a['digest']: a for row in g.works.values() for o in ('inputs','outputs') for a in (row[o] or {}).values()}
@@ -262,7 +273,7 @@ def artifact_nodes(g:Lineage, edges:list)->list:
         return dict(kind='artifact', id=d, name=a['name'], size=size_of(a), made=n, unread=sum(g.unread.get(d, {}).values()), cut=d in g.cut)
     return [node(o) for o in dict.fromkeys([g.digest, *sorted(ends)])]
 
-# %% ../nbs/api/11c_lineage.ipynb #ace2aaea
+# %% ../nbs/api/11c_lineage.ipynb #baa4b05e
 def as_json(
     g:Lineage,
     digests=None, # DigestCache, to say what has become of the data from outside
@@ -272,21 +283,21 @@ def as_json(
     works = [work_node(g.works[o]) for o in dict.fromkeys([*g.back, *g.ahead])]
     return dict(artifact=g.artifact, made_by=work_node(g.made_by) if g.made_by else None, sources=sources_of(g, digests), nodes=artifact_nodes(g, edges)+works, edges=edges)
 
-# %% ../nbs/api/11c_lineage.ipynb #54d45792
+# %% ../nbs/api/11c_lineage.ipynb #24afe83f
 class Meant(NamedTuple):
     "The artifact that somebody asks about"
     artifact:dict # {digest, name, size, kind}
     maker:str=None # id of the stage run that made it
 
-# %% ../nbs/api/11c_lineage.ipynb #03b3a987
+# %% ../nbs/api/11c_lineage.ipynb #2bdfff5b
 def _plain(a:dict)->dict: return {k: a.get(k) for k in ('digest','name','size','kind')}
 
-# %% ../nbs/api/11c_lineage.ipynb #345cee4c
+# %% ../nbs/api/11c_lineage.ipynb #8fe17c81
 def _worker(row:dict)->str:
     "The stage run that did the work"
     return row['source'] or row['id']
 
-# %% ../nbs/api/11c_lineage.ipynb #3cd54a79
+# %% ../nbs/api/11c_lineage.ipynb #38288801
 def _outputs_at(ws:Workspace, path:str)->dict|None: # {name, digest}: PIPELINE/STAGE.OUT, and what it was
     "What the newest run wrote at a path"
     for folder in Path(path).parents:
@@ -296,7 +307,7 @@ def _outputs_at(ws:Workspace, path:str)->dict|None: # {name, digest}: PIPELINE/S
             for k,a in (row['outputs'] or {}).items() if home == folder else ():
                 if place(a.get('path') or '', home) == path: return dict(a, ref=f"{row['pipeline']}/{short_name(row['stage'])}.{k}", maker=_worker(row))
 
-# %% ../nbs/api/11c_lineage.ipynb #5be1d8d2
+# %% ../nbs/api/11c_lineage.ipynb #522a9cdf
 def _read_at(ws:Workspace, path:str)->dict|None:
     "What was at a path or URL when it was last read"
     t = ws.ledger.t
@@ -304,18 +315,18 @@ def _read_at(ws:Workspace, path:str)->dict|None:
     query = a.select().join(t.edges, a.c.digest==e.digest).where(e.path==path).order_by(e.stage_run_id.desc()).limit(1)
     with ws.ledger.db.read() as c: return next(iter(as_rows(c.execute(query))), None)
 
-# %% ../nbs/api/11c_lineage.ipynb #91fb5ebe
+# %% ../nbs/api/11c_lineage.ipynb #a929c0f0
 def _known(ws:Workspace, digest:str)->dict|None:
     "The artifact with this digest, if the ledger knows it"
     try: return ws.ledger.artifact(digest)
     except NoSuchRun: return None
 
-# %% ../nbs/api/11c_lineage.ipynb #4324030a
+# %% ../nbs/api/11c_lineage.ipynb #4c3ff61c
 def _past(ws:Workspace, path:str)->dict|None:
     "What a run wrote or read at a path, now that something else is there, or nothing"
     return _outputs_at(ws, path) or _read_at(ws, path)
 
-# %% ../nbs/api/11c_lineage.ipynb #45a9ca1b
+# %% ../nbs/api/11c_lineage.ipynb #8b8f9603
 def by_path(ws:Workspace, ref:str)->Meant|None:
     "A file or folder, as seen from here or from the project's root"
     path = next((o for o in (Path(ref), ws.settings.root/ref) if os.path.lexists(o)), None)
@@ -326,7 +337,7 @@ def by_path(ws:Workspace, ref:str)->Meant|None:
     raise NoSuchRun("no run has made or read what is in this file", where=str(path), remedy='name a file that a stage reads or writes, or STAGE.OUT' if not was else
         f"it has changed since; for what was there: mlops-nb lineage {was.get('ref') or was['digest'][:12]}")
 
-# %% ../nbs/api/11c_lineage.ipynb #fca2d858
+# %% ../nbs/api/11c_lineage.ipynb #07eaf277
 def by_past(ws:Workspace, ref:str)->Meant|None:
     "A path at which there is nothing any more, or a URL"
     if '/' not in ref: return None
@@ -334,14 +345,14 @@ def by_past(ws:Workspace, ref:str)->Meant|None:
     was = next((o for p in dict.fromkeys(places) if (o := _past(ws, p))), None)
     return was and Meant(_plain(was), was.get('maker'))
 
-# %% ../nbs/api/11c_lineage.ipynb #8d4aa650
+# %% ../nbs/api/11c_lineage.ipynb #7dcdb867
 def _row_of(rows:list, stage:str, where:str)->dict:
     "The stage run of a stage, by its name or its short name"
     found = {k: o for o in rows for k in (o['stage'], short_name(o['stage']))}
     if stage in found: return found[stage]
     raise NoSuchRun(f"there is no stage {stage}", where=where, remedy=did_you_mean(stage, {short_name(o['stage']) for o in rows}))
 
-# %% ../nbs/api/11c_lineage.ipynb #29331be5
+# %% ../nbs/api/11c_lineage.ipynb #2fb7c909
 def _output(row:dict, out:str, where:str)->Meant:
     "One output of a stage run"
     outputs = row['outputs'] or {}
@@ -349,7 +360,7 @@ def _output(row:dict, out:str, where:str)->Meant:
     state = f"is {row['status']} and has no output" if not outputs else f"has no output {out}"
     raise NoSuchRun(f"{row['stage']} {state}", where=where, remedy=did_you_mean(out, outputs) if outputs else f"see why: mlops-nb show {row['run_id']}")
 
-# %% ../nbs/api/11c_lineage.ipynb #9dd12733
+# %% ../nbs/api/11c_lineage.ipynb #641e9232
 def by_run(ws:Workspace, ref:str)->Meant|None:
     "`RUN:STAGE.OUT`"
     m = re.fullmatch(r'([\w.-]+):([\w-]+)\.(\w+)', ref)
@@ -357,14 +368,14 @@ def by_run(ws:Workspace, ref:str)->Meant|None:
     run = ws.ledger.run(m[1])
     return _output(_row_of(ws.ledger.stage_runs(run['id']), m[2], f"run {run['id']}"), m[3], f"run {run['id']}")
 
-# %% ../nbs/api/11c_lineage.ipynb #b83973a3
+# %% ../nbs/api/11c_lineage.ipynb #f4ced447
 def stages_known(ws:Workspace)->list: # of (pipeline, stage)
     "Every stage that ever ran"
     import sqlalchemy as sa
     s = ws.ledger.t.stage_runs.c
     with ws.ledger.db.read() as c: return [tuple(o) for o in c.execute(sa.select(s.pipeline, s.stage).distinct().order_by(s.pipeline, s.stage))]
 
-# %% ../nbs/api/11c_lineage.ipynb #c1f9c35d
+# %% ../nbs/api/11c_lineage.ipynb #bb363da0
 def newest(ws:Workspace, pipeline:str, stage:str, trials:bool=False)->dict|None: # id, run_id, stage, status, source, outputs
     "The newest finished stage run of a stage"
     import sqlalchemy as sa
@@ -375,7 +386,7 @@ def newest(ws:Workspace, pipeline:str, stage:str, trials:bool=False)->dict|None:
         for o in ('completed','cached'): found += as_rows(c.execute(query.where(s.status==o))) # each can walk the index
     return max(found, key=lambda o: o['ended'], default=None) or (None if trials else newest(ws, pipeline, stage, True))
 
-# %% ../nbs/api/11c_lineage.ipynb #dedf882a
+# %% ../nbs/api/11c_lineage.ipynb #73143d47
 def by_output(ws:Workspace, ref:str)->Meant|None:
     "`PIPELINE/STAGE.OUT`, or `STAGE.OUT`"
     m = re.fullmatch(r'(?:(.+)/)?([\w-]+)\.(\w+)', ref)
@@ -388,19 +399,19 @@ def by_output(ws:Workspace, ref:str)->Meant|None:
     p,row = (able or rows)[0]
     return _output(row, m[3], f"{p}/{row['stage']}")
 
-# %% ../nbs/api/11c_lineage.ipynb #578d1844
+# %% ../nbs/api/11c_lineage.ipynb #ba2133fa
 def by_digest(ws:Workspace, ref:str)->Meant|None:
     "A digest, or its first digits"
     return Meant(_plain(ws.ledger.artifact(ref.lower()))) if re.fullmatch('[0-9a-fA-F]{4,64}', ref) else None
 
-# %% ../nbs/api/11c_lineage.ipynb #54f02f97
+# %% ../nbs/api/11c_lineage.ipynb #db65162e
 def _near(ws:Workspace, ref:str)->str:
     "What there is that has nearly this name"
     rows = [(p, o) for p in {p for p,_ in stages_known(ws)} for o in ws.ledger.lasts(p).values()]
     outs = [(f"{p}/{short_name(o['stage'])}.{k}") for p,o in rows for k in o['outputs'] or {}]
     return did_you_mean(ref, [*outs, *(o.partition('/')[2] for o in outs)] if '/' not in ref else outs) if outs else 'start a run: mlops-nb run PIPELINE'
 
-# %% ../nbs/api/11c_lineage.ipynb #d7ada87a
+# %% ../nbs/api/11c_lineage.ipynb #802660fa
 def find_artifact(
     ws:Workspace,
     ref:str, # a path, a digest or its first digits, STAGE.OUT, PIPELINE/STAGE.OUT or RUN:STAGE.OUT
@@ -410,7 +421,7 @@ def find_artifact(
         if ref and (found := way(ws, ref)): return found
     raise NoSuchRun(f"there is no artifact {mask_url(ref)!r}", remedy=f"name a file, a digest, STAGE.OUT or RUN:STAGE.OUT; {_near(ws, ref)}")
 
-# %% ../nbs/api/11c_lineage.ipynb #522d281e
+# %% ../nbs/api/11c_lineage.ipynb #fd59610f
 def ask_lineage(
     ws:Workspace,
     ref:str, # see `find_artifact`
