@@ -416,6 +416,8 @@ def lineage(
     env:Env=None, as_json:Json=False,
 ):
     "What an artifact was made from, and what was made from it."
+    import gc
+    gc.disable() # it ends soon, and looking for garbage takes a tenth of its time
     from mlops_nb.lineage import as_json as plain, ask_lineage
     from mlops_nb.plan import Workspace
     ws = Workspace(settings_of(env))
