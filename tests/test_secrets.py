@@ -58,7 +58,7 @@ class Watch(threading.Thread):
         while not self.over.wait(.05):
             for p in self.project.processes():
                 try:
-                    if p.pid not in self.typed: self.seen.add(' '.join(p.cmdline()))
+                    self.seen.add((p.pid, ' '.join(p.cmdline())))
                 except psutil.Error: pass
     def __enter__(self): self.start(); return self
     def __exit__(self, *args): self.over.set(); self.join()
@@ -99,6 +99,7 @@ def do_everything(p, watch):
     ids = [o['id'] for o in said[6+1].json['runs']]
     said += [cli(o, i, code=0) for i in ids[-2:] for o in ('show', 'logs')]
     said += [cli('study', 'demo-try', '--report', code=(0, 2)), cli('lineage', 'raw.txt', '--svg', 'lineage.svg', '--openlineage', 'events.jsonl', code=0), cli('lineage', 'raw.txt', '--openlineage', 'http://127.0.0.1:1', code=1)]
+    said.append(cli('reproduce', ids[-1], '--stage', 'tell', '--folder', str(p.root/'again'), code=(0, 1, 2)))
     for args in (['run', 'demo'], ['doctor'], ['lineage', 'raw.txt']): said += [cli(*args, '--env', env, code=(0, 1, 2)) for env in ('wrong', 'wrongstore', 'wrongscheme')]
     said += [cli(*args, '--env', 'wrongstudies', code=(0, 1, 2)) for args in (['tune', 'demo/04_try', '--metric', 'loss', '--trials', '1'], ['studies'])]
     said += [cli('run', 'demo', '-p', f'pin={typed}', '-p', 'x=no', code=2), cli('run', 'demo', '-p', f'pin={typed}', '-p', 'no=1', code=2), cli('run', 'demo', '-p', f'pon={typed}', code=2),
@@ -127,7 +128,8 @@ def check(p, watch):
     (p.root/'given.json').unlink()
     found = left(p.root)
     assert not found, found
-    assert watch.seen and not [o for o in watch.seen for t in traces if t.decode() in o], watch.seen
+    lines = [line for pid,line in watch.seen if pid not in watch.typed]
+    assert lines and not [o for o in lines for t in traces if t.decode() in o], lines
     logs = ''.join(o.out for o in said)
     assert '[secret api_token]' in logs and 'pin=***' in logs # they were there to be told
 
