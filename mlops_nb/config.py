@@ -128,16 +128,28 @@ def _text(root, text):
     "The text itself"
     return text
 
+# %% ../nbs/api/01_config.ipynb #bbc8d157
+def _tracking(root, text):
+    "A place, or `none`"
+    return text if text == 'none' else _place(root, text)
+
+def _flag(root, text):
+    "true or false"
+    known = dict(true=True, yes=True, on=True, false=False, no=False, off=False)
+    if text.lower() not in known: raise ValueError('true or false')
+    return known[text.lower()]
+
 # %% ../nbs/api/01_config.ipynb #565936ef
 known_keys = dict(
     store   = ('.mlops/store',               _place, 'artifacts: a folder, or a URL like s3://bucket/prefix'),
     ledger  = ('sqlite:///.mlops/ledger.db', _place, 'what happened: sqlite:///file.db or postgresql://user:password@host/db'),
-    mlflow  = ('sqlite:///.mlops/mlflow.db', _place, 'tracking and models: a database or an http://server'),
+    mlflow  = ('${MLOPS_MLFLOW:-sqlite:///.mlops/mlflow.db}', _tracking, 'tracking and models: a database, an http://server, or none'),
     studies = ('.mlops/studies.log',         _place, 'tuning: a journal file or a database'),
     jobs    = ('',                           _jobs,  'stage runs at the same time; default: one a processor'),
     seed    = ('0',                          _seed,  'of random, NumPy and PYTHONHASHSEED in each stage run'),
     engine  = ('snapshot',                   _text,  'who executes notebooks: an engine registered with papermill, or papermill itself'),
-    keep_inputs = ('100',                    _megabytes, 'inputs from outside are kept in the store too if they are no larger, MB; 0: never'))
+    keep_inputs = ('100',                    _megabytes, 'inputs from outside are kept in the store too if they are no larger, MB; 0: never'),
+    upload_artifacts = ('false',             _flag,  'are executed notebooks and their plots sent to MLflow too? Else it has their places'))
 
 # %% ../nbs/api/01_config.ipynb #9fc7d9f1
 def _check_section(name):
@@ -201,7 +213,7 @@ def resolve(
     "One setting as a value of its type"
     text,section = _winner(ini, env, key)
     where = f'settings.ini, [{section}] {key}'
-    full = expand(text, where) or known_keys[key][0]
+    full = expand(text, where) or expand(known_keys[key][0], where)
     try: value = known_keys[key][1](root, full)
     except ValueError as e:
         raise ConfigError(f'{key} must be {e}, not {full!r}', where=where, remedy=f'correct {key}, or leave it out') from None
@@ -244,7 +256,8 @@ class Settings:
     env:str # or None: only [DEFAULT] counts
     store:str # artifacts: a folder or a URL
     ledger:str # database URL
-    mlflow:str # database URL or server
+    mlflow:str # database URL or server, or none
+    upload_artifacts:bool # are executed notebooks and plots sent to MLflow?
     studies:str # journal file or database URL
     jobs:int # stage runs at the same time
     seed:int # of random, NumPy and PYTHONHASHSEED
