@@ -58,12 +58,12 @@ def ends(
 # %% ../nbs/api/08_executor.ipynb #bf3bbd11
 class Nest:
     "A nursery as its owner sees it"
-    def __init__(self, folder, seed:int=None, coming=()): # seed of the notebooks, if they are executed in forks, and what they import
+    def __init__(self, folder, seed:int=None, coming=(), env=None): # seed of the notebooks, if they are executed in forks, what they import, and variables that they all get
         self.log = Path(folder)/'nursery.log'
         self.sock,theirs = socket.socketpair()
         with theirs, open(self.log, 'ab') as log:
             self.proc = subprocess.Popen(nursery_command(theirs.fileno(), folder, seed, coming), pass_fds=[theirs.fileno()], start_new_session=True,
-                                         stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                                         stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **(env or {})})
 
     def fileno(self): return self.sock.fileno()
 
@@ -129,8 +129,9 @@ class Crew:
 
     def hatch(self, job:dict)->Nest:
         "A nursery that suits `job`"
-        forks = (job.get('engine') or default_engine)=='snapshot' and not job.get('env')
-        return Nest(self.folder, (job.get('seed') or 0) if forks else None, self.coming() if forks else ())
+        forks,env = (job.get('engine') or default_engine)=='snapshot', job.get('env') or {}
+        forks = forks and all(o.startswith('MLFLOW_') or o=='DO_NOT_TRACK' for o in env) # others may be of this job alone
+        return Nest(self.folder, (job.get('seed') or 0) if forks else None, self.coming() if forks else (), env if forks else None)
 
     def start(self, job:dict):
         "Start a worker for `job`"

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['unneeded', 'Forwarder', 'look', 'is_ready', 'attempt', 'drain', 'claimed', 'work', 'be_modest', 'shorten', 'main',
-           'forget', 'counts', 'track']
+           'prepare', 'forget', 'counts', 'track']
 
-# %% ../nbs/api/11b_forward.ipynb #19db7bd2
+# %% ../nbs/api/11b_forward.ipynb #7f9a33de
 import os, sys, time
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -15,9 +15,9 @@ from pathlib import Path
 from .config import load_settings, mask_url
 from .core import LedgerError, MlopsError, now
 from .ledger import open_ledger
-from .outbox import active, backlog, forwarding, last_status, pending, target_of, tell_status
+from .outbox import active, backlog, forwarding, last_status, note, pending, target_of, tell_status
 from .tables import stamp
-from .tracker import Tracker, TrackingError, send, talking_to, young
+from .tracker import Tracker, TrackingError, experiment, send, talking_to, young
 
 # %% ../nbs/api/11b_forward.ipynb #13f91f96
 @dataclass
@@ -137,7 +137,14 @@ def main(root:str, env:str=None):
         print(stamp(), mask_url(e), file=sys.stderr)
         with suppress(Exception): tell_status(Path(root)/'.mlops', error=mask_url(e), sent=0)
 
-# %% ../nbs/api/11b_forward.ipynb #276696d1
+# %% ../nbs/api/11b_forward.ipynb #ee64ab10
+def prepare(pipeline:str, root:str, env:str=None):
+    "Be the process that makes the experiment of a pipeline"
+    for o in unneeded: sys.modules.setdefault(o, None)
+    settings = load_settings(root, env)
+    with open_ledger(settings.ledger) as ledger, talking_to(settings): note(ledger, target_of(settings.mlflow), [(f'experiment:{pipeline}', experiment(Tracker(settings, ledger), pipeline), 'done')])
+
+# %% ../nbs/api/11b_forward.ipynb #2c43656a
 def forget(ledger, target:str, states):
     "What is in one of these states is in doubt from now on"
     t = ledger.t.tracked
@@ -149,7 +156,7 @@ def counts(ledger, target:str)->dict: # {state: how many}
     t = ledger.t.tracked
     with ledger.db.read() as c: return dict(c.execute(sa.select(t.c.state, sa.func.count()).where(t.c.target==target).group_by(t.c.state)).all())
 
-# %% ../nbs/api/11b_forward.ipynb #b2a670ab
+# %% ../nbs/api/11b_forward.ipynb #9f02c563
 def track(
     settings,
     again:bool=False, # also what MLflow was told before, if it doesn't have it

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['over', 'extra', 'target_of', 'pending', 'backlog', 'tracked', 'note', 'active', 'forwarding', 'mlflow_here',
            'start_forwarder', 'nudge', 'tell_status', 'last_status', 'address_of', 'client_variables',
-           'tracking_variables']
+           'tracking_variables', 'prepare']
 
 # %% ../nbs/api/08b_outbox.ipynb #10b5c0b6
 import fcntl, importlib.util, json, os, re, subprocess, sys
@@ -114,16 +114,17 @@ def mlflow_here()->bool:
     "Is MLflow installed? Without importing it"
     return all(importlib.util.find_spec(o) for o in ('mlflow','alembic'))
 
-# %% ../nbs/api/08b_outbox.ipynb #c9093164
+# %% ../nbs/api/08b_outbox.ipynb #b4a140fd
 def start_forwarder(
     settings,
     patience:float=0, # seconds before it begins
+    task:str='main(', # what it does
 )->subprocess.Popen:
     "Send somebody to empty the outbox"
     marks = ('MLOPS_STAGE_RUN','MLOPS_SECRETS','MLOPS_WORKER','MLOPS_SEED','MLOPS_TUNE','MLOPS_ENV','PYTHONHASHSEED','PYTHONSTARTUP',
              'MLFLOW_RUN_ID','MLFLOW_EXPERIMENT_ID','MLFLOW_EXPERIMENT_NAME')
     env = {k: v for k,v in os.environ.items() if k not in marks}
-    code = f'import time; time.sleep({patience}); from mlops_nb.forward import main; main({str(settings.root)!r}, {settings.env!r})'
+    code = f'import time; time.sleep({patience}); from mlops_nb.forward import *; {task}{str(settings.root)!r}, {settings.env!r})'
     with open(settings.state/'track.log', 'ab') as log: return subprocess.Popen([sys.executable, '-P', '-c', code], env=env, cwd=settings.state, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
@@ -178,3 +179,16 @@ def tracking_variables(
 )->dict: # {name: value} of environment variables
     "What the notebooks of a pipeline are told of MLflow"
     return {} if settings.mlflow == 'none' or not mlflow_here() else dict(client_variables(settings), MLFLOW_EXPERIMENT_NAME=pipeline)
+
+# %% ../nbs/api/08b_outbox.ipynb #69d171a3
+def prepare(
+    ws, # a Workspace
+    pipeline,
+):
+    "Make the experiment of a pipeline whose notebooks use MLflow themselves"
+    url,used = ws.settings.mlflow, any('mlflow' in o.source for s in pipeline.stages.values() for o in s.nb.code)
+    if url == 'none' or url.startswith('http') or not used or not mlflow_here(): return
+    id = f'experiment:{pipeline.name}'
+    if tracked(ws.ledger, target_of(url), [id]) and (not url.startswith('sqlite:///') or os.path.exists(url[len('sqlite:///'):])): return
+    ws.settings.state.mkdir(exist_ok=True)
+    with suppress(Exception): start_forwarder(ws.settings, task=f'prepare({pipeline.name!r}, ').wait(60)

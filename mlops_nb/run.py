@@ -19,6 +19,7 @@ from .core import DamagedError, LedgerError, MlopsError, ParameterError, Pipelin
 from .ledger import open_ledger
 from .executor import LocalExecutor, sweep_orphans
 from .origin import keep_lock
+from .outbox import nudge, prepare, tracking_variables
 from .parameters import many_from_text, most_values, to_source
 from .pipeline import addressed, bind_pipeline, find_stage, load_pipeline
 from .plan import Planner, Workspace, look, make_plan
@@ -499,21 +500,25 @@ def run(
     variables:dict=None, # environment variables that each stage run gets
 )->list: # of RunResult; one unless `each` is given
     "Run a pipeline"
-    ws,again,jobs = Workspace(settings, variables), '', settings.jobs if jobs is None else jobs
+    ws,again,runs,jobs = Workspace(settings, variables), '', [], settings.jobs if jobs is None else jobs
     if jobs < 1: raise ParameterError(f"{jobs} jobs at a time", where='jobs', remedy='1 or more')
     with signals_as_interrupt():
         try:
             check_engine(settings)
             p = load_pipeline(settings, pipeline)
             again = command = without_secrets(command, p, params)
-            runs = []
+            ws.variables = {**tracking_variables(settings, p.name), **ws.variables}
             with LocalExecutor(jobs, coming=lambda: coming(p, runs)) as executor:
-                if force or not settings.state.exists(): executor.expect(dict(engine=settings.engine, seed=settings.seed)) # there will be something to run
+                if force or not settings.state.exists(): executor.expect(dict(engine=settings.engine, seed=settings.seed, env=ws.variables)) # there will be something to run
                 runs += start_runs(ws, p, params, each, only, force)
                 clean_up_after_the_dead(ws)
+                prepare(ws, p)
                 known = circumstances(ws, command)
+                nudge(settings, patience=3)
                 execute_runs(ws, runs, executor, listener, lambda run: note_start(ws, run, known, each))
         except KeyboardInterrupt: raise Stopped("the run was stopped",
             remedy=f"the same command carries on: finished stages are not run again\n    {again}".rstrip()) from None
-        finally: ws.digests.flush()
+        finally:
+            ws.digests.flush()
+            if runs: nudge(settings)
     return [o.result() for o in runs]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from .core import MlopsError, ParameterError, PipelineError, StageError, Stopped, did_you_mean, digest_json
 from .executor import LocalExecutor
 from .goal import Bound, check_metrics, make_goals, named_metrics, parse_bound, why_no_value
+from .outbox import nudge, prepare, tracking_variables
 from .parameters import Param, from_text, to_json
 from .pipeline import bind_pipeline, find_stage, load_pipeline, pipeline_folder
 from .plan import Planner, Workspace, make_plan
@@ -354,7 +355,7 @@ def workplace(
 ): # (Referee, LocalExecutor)
     "Where trials will be executed: it gets ready while the study is opened"
     with LocalExecutor(jobs, coming=lambda: coming(pipeline, only=stage)) as executor, Referee(executor.folder) as referee:
-        executor.expect(dict(engine=settings.engine, seed=settings.seed)) # after the referee, whose address its processes inherit
+        executor.expect(dict(engine=settings.engine, seed=settings.seed, env=tracking_variables(settings, pipeline.name))) # after the referee, whose address its processes inherit
         yield referee, executor
 
 def work_on(t:Tuning, referee:Referee, executor:LocalExecutor):
@@ -362,11 +363,14 @@ def work_on(t:Tuning, referee:Referee, executor:LocalExecutor):
     beating = heartbeat(t.ws.settings.ledger, this_process()) if shared_ledger(t.ws.settings) else nullcontext()
     t.sch = Scheduler(t.ws, [], executor, executor.jobs, cells=False)
     referee.judge = lambda told: judge(t, told)
+    prepare(t.ws, t.source)
+    nudge(t.ws.settings, patience=3)
     with alive_in(t), beating:
         try: drive_study(t)
         except BaseException:
             with suppress(Exception): stop_study(t) # the storage may be what failed
             raise
+        finally: nudge(t.ws.settings)
         clean_up_after_the_dead(t.ws)
 
 # %% ../nbs/api/10d_tune.ipynb #5fc6e98b
@@ -464,7 +468,7 @@ def plan_study(
 )->Tuning: # without its study
     "Check all that can be checked before anything runs"
     listed = lambda o: [o] if isinstance(o, str) else list(o or ())
-    ws = Workspace(settings)
+    ws = Workspace(settings, tracking_variables(settings, source.name))
     p = bind_pipeline(source, params or {})
     searched = [p.stages[stage]] if stage else [o for o in p.stages.values() if o.nb.role('tune')] or list(p.stages.values())
     t = Tuning(ws, source, p, stage, make_goals(listed(metrics), listed(directions)), [parse_bound(o, '--constraint') for o in listed(constraints)], make_space(searched, not stage),
