@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'Env', 'Json', 'Params', 'ParamsFile', 'Pairs', 'PipelineName', 'RunId', 'assignments', 'read_params_file',
            'given', 'print_json', 'settings_of', 'new', 'run', 'of_trial', 'worst', 'tell_results', 'next_steps',
-           'duration', 'first_trials', 'tune', 'studies', 'study', 'ui', 'plan', 'runs', 'show', 'logs', 'diff',
-           'pin_runs', 'gc', 'reproduce', 'lineage', 'put_lineage', 'findings_table', 'doctor', 'tell_error', 'main']
+           'duration', 'first_trials', 'tune', 'studies', 'study', 'ui', 'track', 'plan', 'runs', 'show', 'logs',
+           'diff', 'pin_runs', 'gc', 'reproduce', 'lineage', 'put_lineage', 'findings_table', 'doctor', 'tell_error',
+           'main']
 
 # %% ../nbs/api/21_cli.ipynb #27cabaaf
 import json, os, signal, sys
@@ -245,10 +246,27 @@ def ui(
     port:Annotated[int, typer.Option(min=0, max=65535, help='port to listen on; the next free one is taken')]=8080,
     env:Env=None,
 ):
-    "Look at what was recorded, in a browser."
-    if not studies: raise ParameterError("nothing to look at is named", where='command line', remedy="mlops-nb ui --studies")
-    from mlops_nb.dashboard import studies_ui
-    studies_ui(settings_of(env), host, port)
+    "Look at what was recorded, in a browser: MLflow's pages, or the studies."
+    if studies:
+        from mlops_nb.dashboard import studies_ui
+        return studies_ui(settings_of(env), host, port)
+    from mlops_nb.mlflow_ui import mlflow_ui
+    mlflow_ui(settings_of(env), host, port)
+
+# %% ../nbs/api/21_cli.ipynb #b2eba68f
+@app.command()
+def track(
+    again:Annotated[bool, typer.Option('--again', help='look for everything in MLflow, and tell what it lacks')]=False,
+    env:Env=None,
+    as_json:Json=False,
+):
+    "Tell MLflow now what it doesn't know of the runs; that happens by itself after each run."
+    from mlops_nb.forward import track as tell_all
+    said = (lambda sent, left: None) if as_json else lambda sent, left: print(f'{sent} told, {left} runs to go', file=sys.stderr)
+    r = tell_all(settings_of(env), again, said)
+    if as_json: return print_json(r)
+    print(f"MLflow ({r['target']}) knows of all runs." if not r['left'] else f"{r['left']} runs go on; the rest is told.")
+    for o in r['refusals']: print(f'refused: {o}')
 
 # %% ../nbs/api/21_cli.ipynb #5797c29f
 @app.command()

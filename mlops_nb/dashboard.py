@@ -34,7 +34,7 @@ class TokenCheck:
         given = parse_qs(environ.get('QUERY_STRING', ''))
         if any(same(o, self.token) for o in given.get('token', ())): return self.welcome(environ, start, given)
         start('403 Forbidden', [('Content-Type', 'text/plain; charset=utf-8')])
-        return ['The studies are for whoever has the token: open the address that was printed when this was started.\n'.encode()]
+        return ['This is for whoever has the token: open the address that was printed when this was started.\n'.encode()]
 
     def known(self, environ)->bool:
         "Does a request come with the cookie, or with the token in its header?"

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['checks', 'extras', 'Finding', 'check', 'examine', 'python', 'packages', 'bytecode', 'settings', 'expected_way',
-           'engine', 'disk', 'store', 'ledger', 'pipelines', 'optional_parts', 'examine_all']
+           'engine', 'disk', 'store', 'ledger', 'pipelines', 'mlflow', 'optional_parts', 'examine_all']
 
 # %% ../nbs/api/09c_doctor.ipynb #6495bebf
 import importlib.metadata, importlib.util, os, platform, shutil, sys
 from dataclasses import dataclass
 from pathlib import Path
 from .core import ConfigError, MlopsError, StoreError, new_id, writing
+from .outbox import backlog, extra, last_status, mlflow_here, target_of
 from .pipeline import load_pipeline, pipeline_folder, pipeline_names
 from .plan import Workspace
 
@@ -125,8 +126,20 @@ def pipelines(ws)->str:
         remedy="put stage notebooks into a folder there")
     return ', '.join(f'{o} ({len(load_pipeline(ws.settings, o).stages)} stages)' for o in names)
 
+# %% ../nbs/api/09c_doctor.ipynb #d8b612ea
+@check
+def mlflow(ws)->str:
+    "Is MLflow told of the runs?"
+    from mlops_nb.config import mask_url
+    where = mask_url(ws.settings.mlflow)
+    if where == 'none': return 'none: it is told of nothing'
+    left,error = backlog(ws.ledger, target_of(ws.settings.mlflow)), last_status(ws.settings.state).get('error')
+    if not mlflow_here(): return f"{where}: not told, since what writes to it isn't installed ({extra}); {left:,} runs wait"
+    if error and left: raise ConfigError(f"{left:,} runs wait: {error.splitlines()[0]}", where=where, remedy="mlops-nb track tells them when it can be reached")
+    return f"{where}, {f'{left:,} runs wait' if left else 'knows of all runs'}"
+
 # %% ../nbs/api/09c_doctor.ipynb #7ff11491
-extras = dict(lab='jupyterlab', docs='sphinx', serve='fastapi', dask='distributed', kubeflow='kfp', s3='s3fs', postgres='psycopg',
+extras = dict(tune='optuna', track='mlflow', ui='flask', lab='jupyterlab', docs='sphinx', serve='fastapi', dask='distributed', kubeflow='kfp', s3='s3fs', postgres='psycopg',
               dev='nbdev')
 
 # %% ../nbs/api/09c_doctor.ipynb #2fd9e243

@@ -130,7 +130,7 @@ class Crew:
     def hatch(self, job:dict)->Nest:
         "A nursery that suits `job`"
         forks,env = (job.get('engine') or default_engine)=='snapshot', job.get('env') or {}
-        forks = forks and all(o.startswith('MLFLOW_') or o=='DO_NOT_TRACK' for o in env) # others may be of this job alone
+        forks = forks and all('MLFLOW_' in o or o=='DO_NOT_TRACK' for o in env) # others may be of this job alone
         return Nest(self.folder, (job.get('seed') or 0) if forks else None, self.coming() if forks else (), env if forks else None)
 
     def start(self, job:dict):

@@ -165,12 +165,13 @@ def address_of(
     found = dict(MLFLOW_TRACKING_USERNAME=unquote(u.username or ''), MLFLOW_TRACKING_PASSWORD=unquote(u.password or ''))
     return u._replace(netloc=u.netloc.rpartition('@')[2]).geturl(), {k: v for k,v in found.items() if v}
 
-# %% ../nbs/api/08b_outbox.ipynb #15423966
+# %% ../nbs/api/08b_outbox.ipynb #59f4fc29
 def client_variables(
     settings,
 )->dict: # {name: value} of environment variables
     "What MLflow's client has to know, and what it shouldn't do"
     address,login = address_of(settings.mlflow)
+    if not address.startswith('http'): login = dict(_MLFLOW_SERVER_ARTIFACT_ROOT=(settings.state/'mlartifacts').as_uri()) # else files are kept wherever somebody stands
     return dict(MLFLOW_TRACKING_URI=address, MLFLOW_DISABLE_TELEMETRY='true', DO_NOT_TRACK='true', MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT='true', **login)
 
 def tracking_variables(

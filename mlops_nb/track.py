@@ -77,7 +77,7 @@ def datasets(
                     profile=json.dumps({f: o.get(f) for f in ('digest','size','kind')}))
     return [dataset(k, o) for k,o in (inputs or {}).items() if o.get('digest')]
 
-# %% ../nbs/api/11_track.ipynb #b75d6f46
+# %% ../nbs/api/11_track.ipynb #75c91a4f
 @dataclass
 class Node:
     "What one MLflow run is to show"
@@ -97,6 +97,8 @@ class Node:
 
     @property
     def running(self)->bool: return self.status == 'running'
+    @property
+    def end(self)->int: return max(ms(self.ended or self.started), ms(self.started)) # ms; a cached stage has ended as it began
     @property
     def state(self)->str: return statuses[self.status]
 

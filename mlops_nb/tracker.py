@@ -111,7 +111,7 @@ def own_runs(t:Tracker, nodes:list)->dict: # {stage run id: MLflow's runs, the o
     def is_own(run): return run.info.lifecycle_stage == 'active' and 'mlops_nb.id' not in run.data.tags
     return {o.stage_run: [r for r in found.get(o.stage_run, ()) if is_own(r)] for o in about}
 
-# %% ../nbs/api/11a_tracker.ipynb #fce0681a
+# %% ../nbs/api/11a_tracker.ipynb #c73b24fc
 def adopt(t:Tracker, node:Node, run, parent:str): # run: MLflow's
     "Let a run that the notebook made be the node's"
     from mlflow.entities import RunTag
@@ -128,7 +128,7 @@ def nest(t:Tracker, runs:list, parent:str, node:Node):
     "Nest the further runs of a notebook, unless they are in one of them already"
     for o in runs:
         if 'mlflow.parentRunId' not in o.data.tags: t.client.set_tag(o.info.run_id, 'mlflow.parentRunId', parent)
-        if o.info.status == 'RUNNING' and not node.running: t.client.set_terminated(o.info.run_id, node.state, ms(node.ended))
+        if o.info.status == 'RUNNING' and not node.running: t.client.set_terminated(o.info.run_id, node.state, node.end)
 
 # %% ../nbs/api/11a_tracker.ipynb #c2267414
 def batches(
@@ -149,7 +149,7 @@ def batches(
             size += w
     if part: yield part
 
-# %% ../nbs/api/11a_tracker.ipynb #de4b4f89
+# %% ../nbs/api/11a_tracker.ipynb #f3d65f33
 def tell(
     t:Tracker,
     node:Node,
@@ -164,7 +164,7 @@ def tell(
     for o in batches(metrics, params, [RunTag(k, v) for k,v in node.tags.items()] if tags else []): t.client.log_batch(run_id, **o)
     tell_datasets(t, node, run_id)
     if t.settings.upload_artifacts and node.executed and not node.running: upload(t, node, run_id)
-    if not node.running: t.client.set_terminated(run_id, node.state, ms(node.ended or node.started))
+    if not node.running: t.client.set_terminated(run_id, node.state, node.end)
 
 def tell_datasets(t:Tracker, node:Node, run_id:str):
     "What the stage read"
