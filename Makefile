@@ -14,7 +14,8 @@ VENV    = .venv
 BIN     = $(VENV)/bin
 UV      = $(BIN)/uv --quiet
 LOCK    = requirements.lock
-NBDEV_TEST = $(BIN)/nbdev-test nbs --skip-folder-re '^[_.]|^($(STAGES))$$'
+# MLflow is told of no run of a lesson
+NBDEV_TEST = MLOPS_MLFLOW=none $(BIN)/nbdev-test nbs --skip-folder-re '^[_.]|^($(STAGES))$$'
 export UV_PYTHON = $(CURDIR)/$(BIN)/python
 # modules are compiled once, not at each import
 unexport PYTHONDONTWRITEBYTECODE

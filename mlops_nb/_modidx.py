@@ -1758,6 +1758,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlops_nb.tracker.is_due': ('api/tracker.html#is_due', 'mlops_nb/tracker.py'),
                                   'mlops_nb.tracker.is_refusal': ('api/tracker.html#is_refusal', 'mlops_nb/tracker.py'),
                                   'mlops_nb.tracker.logged': ('api/tracker.html#logged', 'mlops_nb/tracker.py'),
+                                  'mlops_nb.tracker.may_log': ('api/tracker.html#may_log', 'mlops_nb/tracker.py'),
                                   'mlops_nb.tracker.nest': ('api/tracker.html#nest', 'mlops_nb/tracker.py'),
                                   'mlops_nb.tracker.own_runs': ('api/tracker.html#own_runs', 'mlops_nb/tracker.py'),
                                   'mlops_nb.tracker.plots': ('api/tracker.html#plots', 'mlops_nb/tracker.py'),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Door', 'server_variables', 'free_socket', 'pages', 'serve', 'mlflow_ui']
 
-# %% ../nbs/api/11c_mlflow_ui.ipynb #8d4cd744
-import errno, importlib.util, socket
+# %% ../nbs/api/11c_mlflow_ui.ipynb #87a9abc9
+import errno, importlib.util, socket, warnings
 from contextlib import suppress
 from .config import mask_url
 from .core import ConfigError
@@ -53,12 +53,12 @@ def free_socket(
             raise ConfigError(f"the pages can't be reached at {host}: {e.strerror or e}", where='--host', remedy="leave it out for this machine alone, or give an address of this machine") from e
     raise ConfigError(f"no port from {port} on is free", where='--port', remedy="give another one, or 0 for any")
 
-# %% ../nbs/api/11c_mlflow_ui.ipynb #ce702656
+# %% ../nbs/api/11c_mlflow_ui.ipynb #9709698f
 def pages(settings): # ASGI application
     "MLflow's pages; in the environment are `server_variables`"
     from mlflow import MlflowClient
     MlflowClient(settings.mlflow).search_experiments(max_results=1) # a new database is made; one that can't be used says so
-    from mlflow.server.fastapi_app import app
+    with warnings.catch_warnings(action='ignore'): from mlflow.server.fastapi_app import app # of parts of its own that will go
     return app
 
 def serve(settings, sock, host:str, token:str, ready):

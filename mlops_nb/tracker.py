@@ -5,23 +5,25 @@
 # %% auto #0
 __all__ = ['patience', 'taken_wrong', 'young', 'TrackingError', 'talking_to', 'is_refusal', 'Tracker', 'experiment', 'search',
            'in_doubt', 'own_runs', 'adopt', 'logged', 'nest', 'batches', 'tell', 'tell_datasets', 'plots', 'upload',
-           'put', 'put_safely', 'stages_of', 'goes_on', 'batch_nodes', 'is_due', 'send']
+           'put', 'put_safely', 'stages_of', 'goes_on', 'batch_nodes', 'may_log', 'is_due', 'send']
 
-# %% ../nbs/api/11a_tracker.ipynb #32a6ee11
+# %% ../nbs/api/11a_tracker.ipynb #43e2014a
 import json, os, re, subprocess, sys, tempfile
 from base64 import b64decode
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from .config import mask_url
 from .core import MlopsError, now
 from .engine import environment_variables
 from .outbox import client_variables, extra, mlflow_here, note, over, target_of, tracked
-from .tables import as_rows, stamp
+from .tables import as_rows
 from .track import Node, ms, nodes_of, study_id, study_node
 
-# %% ../nbs/api/11a_tracker.ipynb #919cd164
+# %% ../nbs/api/11a_tracker.ipynb #fa1d1483
 class TrackingError(MlopsError):
     "MLflow can't be reached, or doesn't let us in"
+    exit_code = 1
 
 def _words(e:Exception)->str:
     "What an exception says, in a line and without a password"
@@ -111,13 +113,14 @@ def own_runs(t:Tracker, nodes:list)->dict: # {stage run id: MLflow's runs, the o
     def is_own(run): return run.info.lifecycle_stage == 'active' and 'mlops_nb.id' not in run.data.tags
     return {o.stage_run: [r for r in found.get(o.stage_run, ()) if is_own(r)] for o in about}
 
-# %% ../nbs/api/11a_tracker.ipynb #c73b24fc
+# %% ../nbs/api/11a_tracker.ipynb #3dadf26d
 def adopt(t:Tracker, node:Node, run, parent:str): # run: MLflow's
     "Let a run that the notebook made be the node's"
     from mlflow.entities import RunTag
     own = json.dumps(sorted({*run.data.params, *run.data.metrics}))
     tags = {'mlops_nb.id': node.id, 'mlops_nb.run': node.tags['mlops_nb.run'], 'mlops_nb.logged': own[:5000], **({'mlflow.parentRunId': parent} if parent else {})}
     t.client.log_batch(run.info.run_id, tags=[RunTag(k, v) for k,v in tags.items()])
+    if re.fullmatch(r'[a-z]+-[a-z]+-\d+', run.info.run_name or ''): t.client.update_run(run.info.run_id, name=node.name) # a name that MLflow made up
 
 def logged(run)->set: # run: MLflow's, or None
     "The keys that the notebook itself had logged in a run that was adopted"
@@ -264,18 +267,23 @@ def batch_nodes(ledger, runs:list)->list: # of Node, parents first
     first = [study_node(o, goes_on(ledger, o[0]['pipeline'], o[0]['study'])) for o in studies.values()]
     return first + [n for o in runs for n in nodes_of(o, stages[o['id']])]
 
-# %% ../nbs/api/11a_tracker.ipynb #b545f64e
-young = 10. # seconds: a stage that has just begun may be over before anybody has looked, and its notebook may yet log to MLflow itself
+# %% ../nbs/api/11a_tracker.ipynb #19432f87
+young = 10. # seconds
 
-def is_due(node:Node)->bool:
+def may_log(t:Tracker, node:Node)->bool:
+    "Does a notebook mention MLflow, or is it out of reach?"
+    try: return 'mlflow' in (t.settings.root/node.tags['mlflow.source.name']).read_text('utf-8')
+    except (KeyError, OSError, UnicodeDecodeError): return True
+
+def is_due(t:Tracker, node:Node)->bool:
     "Is there anything to tell of a node yet?"
-    from datetime import datetime
-    return not node.running or not node.stage_run or (now() - datetime.fromisoformat(node.started)).total_seconds() > young
+    if not node.running or not node.stage_run: return True
+    return (now() - datetime.fromisoformat(node.started)).total_seconds() > young and not may_log(t, node)
 
-# %% ../nbs/api/11a_tracker.ipynb #2c52f728
+# %% ../nbs/api/11a_tracker.ipynb #711b2456
 def send(t:Tracker, runs:list):
     "Tell MLflow what it doesn't know of some runs of the ledger"
-    nodes = [o for o in batch_nodes(t.ledger, runs) if is_due(o)]
+    nodes = [o for o in batch_nodes(t.ledger, runs) if is_due(t, o)]
     known = tracked(t.ledger, t.target, [o.id for o in nodes])
     def state(o): return known.get(o.id, {}).get('state')
     todo = [o for o in nodes if o.id.startswith('study:') or state(o) not in over and not (state(o) == 'open' and o.running)]

@@ -1,5 +1,5 @@
 """Fixtures that several files of tests share"""
-import signal
+import os, signal
 
 import pytest
 
@@ -9,6 +9,8 @@ from scratch import Project
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 for o in (signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(o) == signal.SIG_IGN: signal.signal(o, signal.SIG_DFL)
+
+os.environ['MLOPS_MLFLOW'] = 'none' # MLflow is told of the runs of those tests alone that are about it
 
 
 @pytest.fixture
