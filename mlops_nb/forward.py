@@ -19,7 +19,7 @@ from .outbox import active, backlog, forwarding, last_status, note, pending, tar
 from .tables import stamp
 from .tracker import Tracker, TrackingError, experiment, send, talking_to, young
 
-# %% ../nbs/api/11b_forward.ipynb #13f91f96
+# %% ../nbs/api/11b_forward.ipynb #bfddd895
 @dataclass
 class Forwarder:
     "Who empties the outbox of a project"
@@ -29,7 +29,7 @@ class Forwarder:
     tries:int=3 # how often the server is tried when nothing goes on
     since:str='' # everything before is over
     tracker:Tracker=field(default=None, repr=False) # made when there is something to tell
-    again:float=0 # not before this, of the monotonic clock
+    again:float=field(default_factory=lambda: time.monotonic() + 20) # while something goes on, not before this, of the monotonic clock
     fails:int=0 # in a row
     error:str=''
 
@@ -48,7 +48,7 @@ def is_ready(run:dict)->bool:
     "Is there anything to tell of a run? What has just begun may be over in a moment"
     return run['status'] != 'running' or (now() - datetime.fromisoformat(run['started'])).total_seconds() > young
 
-# %% ../nbs/api/11b_forward.ipynb #c858ac1d
+# %% ../nbs/api/11b_forward.ipynb #1b94902d
 def attempt(f:Forwarder, runs:list, size:int=50)->bool: # did it work?
     "Tell MLflow of some runs"
     start = time.monotonic()
@@ -62,7 +62,7 @@ def attempt(f:Forwarder, runs:list, size:int=50)->bool: # did it work?
     else: f.error,f.fails = '\n'.join(f.tracker.refusals[-3:]), 0
     cost = time.monotonic() - start
     f.again = time.monotonic() + (min(60, 2**f.fails) if f.fails else max(10, 10*cost))
-    tell_status(f.settings.state, error=f.error, sent=f.sent)
+    tell_status(f.settings.state, error=f.error, sent=f.sent, cpu_seconds=round(time.process_time(), 2))
     return not f.fails
 
 # %% ../nbs/api/11b_forward.ipynb #06b76027

@@ -248,9 +248,9 @@ def begin_track(project): return project.start('track', '--json')
 
 
 def test_the_server_goes_and_comes_back(project, server):
-    put_runs(put_mlflow(project, server.url), 60, points=50)
+    put_runs(put_mlflow(project, server.url), 30, points=20)
     p = begin_track(project)
-    with talking_to(project.settings): until(lambda: p.poll() is not None or len(runs_in(project.settings)) > 20)
+    with talking_to(project.settings): until(lambda: p.poll() is not None or len(runs_in(project.settings)) > 12)
     server.kill()
     done = project.wait(p)
     assert done.code == 1 and "MLflow can't be told" in done.json['error']['what'], done
@@ -260,7 +260,7 @@ def test_the_server_goes_and_comes_back(project, server):
     server.start()
     with project.ledger as ledger: until(lambda: nudge(project.settings) or not backlog(ledger, target_of(project.settings.mlflow)), 90)
     until(lambda: not project.processes(), 60)
-    sound(project, 60, 50)
+    sound(project, 30, 20)
 
 
 def test_who_tells_is_killed_again_and_again(project):
