@@ -52,7 +52,7 @@ def make(root, more):
 
 
 class Watch(threading.Thread):
-    "Looks at the command lines of all processes of a project, but those that were typed here"
+    "Looks at the command lines of all processes of a project; a process that is just being started has that of its parent, which may have been typed here"
     def __init__(self, project): super().__init__(); self.project,self.seen,self.typed,self.over = project,set(),set(),threading.Event()
     def run(self):
         while not self.over.wait(.05):
@@ -83,10 +83,10 @@ def in_rows(url):
     return len(tables), [t for t in traces if t.decode() in text]
 
 
-def do_everything(p, watch):
-    "Every command on the leaky pipeline; what it said"
+def do_everything(p, watch, **more):
+    "Every command on the leaky pipeline, in an environment with these variables too; what it said"
     def cli(*args, code, **env):
-        proc = p.start(*args, **known, **env)
+        proc = p.start(*args, **known, **more, **env)
         watch.typed.add(proc.pid)
         done = p.wait(proc)
         assert done.code in code if isinstance(code, tuple) else done.code == code, (args, done)
@@ -100,6 +100,7 @@ def do_everything(p, watch):
     said += [cli(o, i, code=0) for i in ids[-2:] for o in ('show', 'logs')]
     said += [cli('study', 'demo-try', '--report', code=(0, 2)), cli('lineage', 'raw.txt', '--svg', 'lineage.svg', '--openlineage', 'events.jsonl', code=0), cli('lineage', 'raw.txt', '--openlineage', 'http://127.0.0.1:1', code=1)]
     said.append(cli('reproduce', ids[-1], '--stage', 'tell', '--folder', str(p.root/'again'), code=(0, 1, 2)))
+    said += [cli('diff', ids[-2], ids[-1], '--prose', code=(0, 1)), cli('gc', code=0), cli('track', code=(0, 1, 2))]
     for args in (['run', 'demo'], ['doctor'], ['lineage', 'raw.txt']): said += [cli(*args, '--env', env, code=(0, 1, 2)) for env in ('wrong', 'wrongstore', 'wrongscheme')]
     said += [cli(*args, '--env', 'wrongstudies', code=(0, 1, 2)) for args in (['tune', 'demo/04_try', '--metric', 'loss', '--trials', '1'], ['studies'])]
     said += [cli('run', 'demo', '-p', f'pin={typed}', '-p', 'x=no', code=2), cli('run', 'demo', '-p', f'pin={typed}', '-p', 'no=1', code=2), cli('run', 'demo', '-p', f'pon={typed}', code=2),
@@ -119,25 +120,28 @@ def server():
     finally: shutil.rmtree(folder)
 
 
-def check(p, watch):
+def check(p, watch, **more):
     (p.root/'given.json').write_text(json.dumps(dict(pin=typed+'-from-file')))
-    said = do_everything(p, watch)
-    assert not p.quiet(10)
+    said = do_everything(p, watch, **more)
+    assert not p.quiet(60) # who tells MLflow tries a server that isn't there for a while
     told = [(o.out+o.err)[max(0, i-200):i+60] for o in said for t in traces if (i := (o.out+o.err).find(t.decode())) >= 0]
     assert not told, told
     (p.root/'given.json').unlink()
     found = left(p.root)
     assert not found, found
-    lines = [line for pid,line in watch.seen if pid not in watch.typed]
+    typed_lines = {line for pid,line in watch.seen if pid in watch.typed}
+    lines = [line for pid,line in watch.seen if line not in typed_lines]
     assert lines and not [o for o in lines for t in traces if t.decode() in o], lines
     logs = ''.join(o.out for o in said)
     assert '[secret api_token]' in logs and 'pin=***' in logs # they were there to be told
 
 
 def test_files(tmp_path):
-    p = make(tmp_path/'project', '')
+    "Everything is in files, MLflow's database and artifacts too"
+    p = make(tmp_path/'project', 'upload_artifacts = true')
     try:
-        with Watch(p) as watch: check(p, watch)
+        with Watch(p) as watch: check(p, watch, MLOPS_MLFLOW=f'sqlite:///{p.state}/mlflow.db')
+        assert (p.state/'mlflow.db').exists() and list((p.state/'mlartifacts').rglob('*.ipynb'))
         with p.ledger as ledger: assert any('pin=***' in o['command'] for o in ledger.runs(study=None))
     finally: p.put_away()
 
