@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from .config import load_settings, mask_url
-from .core import LedgerError, MlopsError, now
+from .core import ConfigError, LedgerError, MlopsError, now
 from .ledger import open_ledger
 from .outbox import active, backlog, forwarding, last_status, note, pending, target_of, tell_status
 from .tables import stamp
@@ -163,7 +163,7 @@ def track(
     tell=lambda sent, left: None, # is told how it goes on
 )->dict: # {target, sent, left, refused, running}
     "Tell MLflow now what it doesn't know of the runs"
-    if settings.mlflow == 'none': raise TrackingError("nothing is told to MLflow here: mlflow = none", where='settings.ini', remedy="say where MLflow is, or leave mlflow out")
+    if settings.mlflow == 'none': raise ConfigError("nothing is told to MLflow here: mlflow = none", where='settings.ini', remedy="say where MLflow is, or leave mlflow out")
     settings.state.mkdir(exist_ok=True)
     with open_ledger(settings.ledger) as ledger:
         f = Forwarder(settings, ledger, tell, tries=1)

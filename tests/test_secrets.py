@@ -100,7 +100,7 @@ def do_everything(p, watch, **more):
     said += [cli(o, i, code=0) for i in ids[-2:] for o in ('show', 'logs')]
     said += [cli('study', 'demo-try', '--report', code=(0, 2)), cli('lineage', 'raw.txt', '--svg', 'lineage.svg', '--openlineage', 'events.jsonl', code=0), cli('lineage', 'raw.txt', '--openlineage', 'http://127.0.0.1:1', code=1)]
     said.append(cli('reproduce', ids[-1], '--stage', 'tell', '--folder', str(p.root/'again'), code=(0, 1, 2)))
-    said += [cli('diff', ids[-2], ids[-1], '--prose', code=(0, 1)), cli('gc', code=0), cli('track', code=(0, 1, 2))]
+    said += [cli('diff', ids[-2], ids[-1], '--prose', code=(0, 1)), cli('gc', code=0), cli('track', code=(0, 2))]
     for args in (['run', 'demo'], ['doctor'], ['lineage', 'raw.txt']): said += [cli(*args, '--env', env, code=(0, 1, 2)) for env in ('wrong', 'wrongstore', 'wrongscheme')]
     said += [cli(*args, '--env', 'wrongstudies', code=(0, 1, 2)) for args in (['tune', 'demo/04_try', '--metric', 'loss', '--trials', '1'], ['studies'])]
     said += [cli('run', 'demo', '-p', f'pin={typed}', '-p', 'x=no', code=2), cli('run', 'demo', '-p', f'pin={typed}', '-p', 'no=1', code=2), cli('run', 'demo', '-p', f'pon={typed}', code=2),
