@@ -252,6 +252,19 @@ def last(self:Records,
     where = [t.c.pipeline==pipeline, t.c.stage==stage, t.c.status.in_(['completed','cached'])]
     with self.db.read() as c: return next(iter(as_rows(c.execute(t.select().where(*where).order_by(t.c.ended.desc()).limit(1)))), None)
 
+# %% ../nbs/api/03d_records.ipynb #03680e64
+@patch
+def recorded(self:Records,
+    pipeline:str, # its name
+    stage:str, # its name
+    limit:int=20, # at most so many
+)->list: # of {metric: number}, newest first
+    "What the last completed runs of a stage recorded"
+    import sqlalchemy as sa
+    t = self.t.stage_runs
+    query = sa.select(t.c.metrics).where(t.c.pipeline==pipeline, t.c.stage==stage, t.c.status=='completed').order_by(t.c.ended.desc()).limit(limit)
+    with self.db.read() as c: return [o or {} for o in c.execute(query).scalars()]
+
 # %% ../nbs/api/03d_records.ipynb #5081bf3a
 @patch
 def edges(self:Records,

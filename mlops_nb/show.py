@@ -133,7 +133,8 @@ def failure_text(
     e = o.error or {}
     if e.get('what'): return '\n'.join(_refusal(o, root))
     source = ['', *(f'    {line}' for line in source_view(e).splitlines()), ''] if e.get('source') else []
-    trace = [e['traceback'] if ansi else plain_text(e['traceback'])] if e.get('traceback') else []
+    told = plain_text(e.get('traceback') or '').strip() == plain_text(str(e.get('evalue'))).strip() # an error may draw its traceback itself
+    trace = [e['traceback'] if ansi else plain_text(e['traceback'])] if e.get('traceback') and not told else []
     remedy = [f"  → {e['remedy']}"] if e.get('remedy') else []
     return '\n'.join([_headline(o), *source, *trace, *remedy, *_kept(o, root)])
 

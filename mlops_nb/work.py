@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['readable', 'secret_values', 'looks_whole', 'parquet_whole', 'json_whole', 'gzip_whole', 'check_output', 'secret_in',
            'check_no_secret', 'Work', 'input_artifacts', 'paths', 'write_prepared', 'leave', 'input_rows', 'differing',
-           'start_work', 'keep_origin', 'keep_notebook', 'check_inputs', 'check_code', 'store_outputs', 'error_of',
-           'source_cell', 'recorded', 'gather', 'end_work', 'give_up', 'is_known', 'set_aside', 'publish']
+           'write_earlier', 'start_work', 'keep_origin', 'keep_notebook', 'check_inputs', 'check_code', 'store_outputs',
+           'error_of', 'source_cell', 'recorded', 'keep_failing', 'gather', 'end_work', 'give_up', 'is_known',
+           'set_aside', 'publish']
 
 # %% ../nbs/api/08a_work.ipynb #b8492dfc
 import json, os, shutil, time, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from .config import hidden_values, mask_url
+from .contract import validation_mime
 from .core import LedgerError, MlopsError, ParameterError, StageError, StoreError, atomic_copy, new_id, writing
-from .engine import metrics_of, reports_of
+from .engine import bundles, metrics_of, reports_of
 from .notebook import inject, read_notebook
 from .origin import keep_code, keep_input
 from .parameters import injected_source
@@ -205,6 +207,12 @@ def differing(work:Work)->list|None: # None: no other run executes this stage wi
         if from_above := {k for k,(s,_) in pipeline.upstream[o].items() if s in touched}: touched.setdefault(o, set()).update(from_above)
     return sorted(touched[name] | work.stage.outs.keys()) if name in touched else None
 
+# %% ../nbs/api/08a_work.ipynb #b129a33c
+def write_earlier(work:Work):
+    "Tell the notebook how many rows its tables had in earlier runs, if it recorded that"
+    rows = [{k: v for k,v in o.items() if k.startswith('rows_')} for o in work.ws.ledger.recorded(work.planner.pipeline.name, work.stage.name)]
+    if any(rows): (work.folder/'earlier.json').write_text(json.dumps(rows), 'utf-8')
+
 # %% ../nbs/api/08a_work.ipynb #ce858d3e
 def start_work(
     work:Work, # gets its id
@@ -217,7 +225,9 @@ def start_work(
         notebook=os.path.relpath(stage.nb.path, settings.root), fingerprint=work.step.fingerprint,
         components=work.step.components, cause='; '.join(work.step.causes), engine=settings.engine, params=param_values(stage),
         inputs=input_rows(work))
-    return dict(id=work.id, notebook=str(write_prepared(work)), output=str(work.folder/'executed.ipynb'), cwd=str(stage.folder),
+    notebook = write_prepared(work)
+    write_earlier(work)
+    return dict(id=work.id, notebook=str(notebook), output=str(work.folder/'executed.ipynb'), cwd=str(stage.folder),
         seed=settings.seed, engine=settings.engine, secrets=work.secrets, hidden=hidden_values(settings), memory=str(settings.state/'rungs'), differ=differing(work), passing=True, env=work.ws.variables)
 
 # %% ../nbs/api/08a_work.ipynb #66bcf8f6
@@ -286,6 +296,16 @@ def recorded(work:Work)->dict: # metrics: {name: number}, steps: {name: [[step, 
     except (AttributeError, KeyError, TypeError, ValueError) as e: raise StageError("an output of the notebook looks like a record, but isn't {name: number}",
         where=str(work.executed), remedy="record with mlops_nb.record") from e
 
+# %% ../nbs/api/08a_work.ipynb #288ba0e6
+def keep_failing(work:Work)->list: # of paths
+    "Keep the failing rows that a data contract wrote before it stopped the notebook"
+    kept = {o.get('kept') for o in bundles(read_notebook(work.executed).raw, validation_mime)}
+    found = [Path(o) for o in sorted(o for o in kept if o) if Path(o).is_relative_to(work.folder) and Path(o).is_file()]
+    def keep(path):
+        check_no_secret('of failing rows', path, hidden_values(work.ws.settings) | work.secrets)
+        return shutil.move(path, work.executed.with_name(f'{work.stage.name}.{path.name}'))
+    return list(map(keep, found))
+
 # %% ../nbs/api/08a_work.ipynb #7ef172ea
 def gather(
     work:Work,
@@ -297,6 +317,8 @@ def gather(
         result['notebook'] = keep_notebook(work)
         if result['notebook']: result.update(executed=str(work.executed), **recorded(work))
         if result['status'] == 'completed': result['outputs'] = store_outputs(work)
+        elif result['notebook'] and (rows := keep_failing(work)):
+            result['error'] = (result['error'] or {}) | dict(remedy=f"the failing rows: {', '.join(os.path.relpath(o, work.ws.settings.root) for o in rows)}")
     except LedgerError: raise
     except Exception as e: result.update(status='failed', error=result['error'] or error_of(e))
 
