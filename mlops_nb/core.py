@@ -28,6 +28,7 @@ class MlopsError(Exception):
     │   └── DamagedError  a stored artifact isn't what its digest says
     ├── LedgerError       the ledger can't be read or written
     ├── StageError        a stage was started and failed
+    │   └── BadData       a table isn't what its schema says
     └── Stopped           somebody stopped the work
     """
     exit_code = 2
