@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from .core import ConfigError, NotebookError, ParameterError, did_you_mean
 from .notebook import Cell, cell_tree
-from .parameters import Param, check_value
+from .parameters import Param, check_value, path_types
 
 # %% ../nbs/api/10_space.ipynb #8c6cc187
 @lru_cache(1)
@@ -74,7 +74,7 @@ def bounds(
 # %% ../nbs/api/10_space.ipynb #cff5c055
 def _check_param(p:Param, where:str):
     "Refuse a parameter that can't be searched"
-    if p.type.name in ('In','Out','Secret'):
+    if p.type.name in (*path_types,'Secret'):
         raise NotebookError(f"{p.name} is {'a secret' if p.type.name == 'Secret' else 'a path'}, and can't be tuned", where=where, remedy=f"take {p.name} out of the space")
     if p.type.name == 'list': raise NotebookError(f"{p.name} is a list, and Optuna searches single values", where=where,
         remedy=f"let a parameter with a name choose among lists")

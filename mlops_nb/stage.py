@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from .core import NotebookError, digest_bytes, digest_json
 from .notebook import Notebook, cell_text, cell_tree, read_notebook, tree_text
-from .parameters import Param, bind, check_tagged, check_value, read_params, to_json, to_source
+from .parameters import Param, bind, check_tagged, check_value, out_types, path_types, read_params, to_json, to_source
 from .code import CodeIndex, definitions, trace, unpickles
 
 # %% ../nbs/api/06_stage.ipynb #0d689401
@@ -45,7 +45,7 @@ class Stage:
     @cached_property
     def ins(self)->dict: return {k: self.path(k) for k in self.of_type('In')}
     @cached_property
-    def outs(self)->dict: return {k: self.path(k) for k in self.of_type('Out')}
+    def outs(self)->dict: return {k: self.path(k) for k in self.of_type(*out_types)}
     @cached_property
     def changed(self)->dict: 
         "{name: value} of what was given and isn't what the notebook says anyway"
@@ -85,15 +85,15 @@ def is_above(path:str, of)->bool:
 # %% ../nbs/api/06_stage.ipynb #2933419f
 def check_paths(stage:Stage):
     "Every In and Out has a path, and an Out is a local one"
-    for k,p in stage.of_type('In','Out').items():
+    for k,p in stage.of_type(*path_types).items():
         where = stage.nb.where(p.cell)
         if not stage.text(k) and not p.required: raise NotebookError(f"{k}: {p.type} has no path", where=where,
             remedy=f'write its default path, e.g. {k}: {p.type} = "data/{k}.parquet"')
-        if p.type.name=='Out' and (is_url(stage.text(k)) or any(o in stage.text(k) for o in '*?[')):
-            raise NotebookError(f"{k}: Out = {stage.text(k)!r} must be one local file or folder", where=where,
+        if p.type.name in out_types and (is_url(stage.text(k)) or any(o in stage.text(k) for o in '*?[')):
+            raise NotebookError(f"{k}: {p.type} = {stage.text(k)!r} must be one local file or folder", where=where,
                 remedy="write a local path; where the store is, settings.ini says")
-        if p.type.name=='Out' and is_above(stage.outs[k], stage.real_path):
-            raise NotebookError(f"{k}: Out = {stage.text(k)!r} would replace the notebook",
+        if p.type.name in out_types and is_above(stage.outs[k], stage.real_path):
+            raise NotebookError(f"{k}: {p.type} = {stage.text(k)!r} would replace the notebook",
             where=where, remedy=f'write to a path of its own, e.g. "data/{k}"')
 
 # %% ../nbs/api/06_stage.ipynb #c206b243
@@ -121,7 +121,7 @@ def with_values(
 )->Stage: # ParameterError if one is unknown, missing or wrong
     "The stage with checked values"
     values = bind(stage.nb, given, stage.params)
-    paths = {k: os.path.abspath(v) for k,v in values.items() if k in stage.of_type('In','Out') and v and not is_url(v)}
+    paths = {k: os.path.abspath(v) for k,v in values.items() if k in stage.of_type(*path_types) and v and not is_url(v)}
     new = replace(stage, values={**values, **paths})
     check_paths(new)
     return new
@@ -151,7 +151,7 @@ def is_default(p:Param, v)->bool:
 # %% ../nbs/api/06_stage.ipynb #1d32f14f
 def param_sources(stage:Stage)->dict: # {name: Python source of its value}
     "The values that the stage would run with, as source; no paths and no secrets"
-    plain = {k: p for k,p in stage.params.items() if p.type.name not in ('In','Out','Secret')}
+    plain = {k: p for k,p in stage.params.items() if p.type.name not in (*path_types,'Secret')}
     def source(k, p):
         if k in stage.changed: return to_source(stage.changed[k])
         return p.default if p.is_expr else to_source(p.default)
@@ -160,7 +160,7 @@ def param_sources(stage:Stage)->dict: # {name: Python source of its value}
 # %% ../nbs/api/06_stage.ipynb #9d0fbd77
 def param_values(stage:Stage)->dict: # {name: JSON}
     "The values that the stage would run with, as JSON; no paths and no secrets"
-    plain = {k: p for k,p in stage.params.items() if p.type.name not in ('In','Out','Secret')}
+    plain = {k: p for k,p in stage.params.items() if p.type.name not in (*path_types,'Secret')}
     return {k: to_json(stage.values.get(k, p.default)) for k,p in plain.items()}
 
 # %% ../nbs/api/06_stage.ipynb #c4d773cd

@@ -19,7 +19,7 @@ from .core import LedgerError, MlopsError, ParameterError, StageError, StoreErro
 from .engine import bundles, metrics_of, reports_of
 from .notebook import inject, read_notebook
 from .origin import keep_code, keep_input
-from .parameters import injected_source
+from .parameters import injected_source, path_types
 from .pipeline import addressed
 from .plan import Planner, Step, Workspace
 from .stage import Stage, param_values
@@ -94,6 +94,8 @@ def check_output(
         remedy=_where_instead(stage, name, path, started))
     if path.is_dir() and path.suffix in readable and path.suffix != '.parquet':
         raise StageError(f"the Out {name} is a folder, not a {path.suffix} file", where=where, remedy="look at the cell that writes it")
+    if name in stage.of_type('Model') and not (path/'MLmodel').is_file(): raise StageError(f"the Model {name} is no model package", where=where,
+        remedy="write it with save_model of mlops_nb.package")
     for f in (o for o in sorted(path.rglob('*')) if not o.is_dir()) if path.is_dir() else (path,):
         if why := _unreadable(f): raise StageError(f"the Out {name} {why} ({f.relative_to(path.parent)})", where=where,
             remedy="look at the cell that writes it")
@@ -171,7 +173,7 @@ def paths(work:Work)->dict: # {parameter: path}
 # %% ../nbs/api/08a_work.ipynb #79f96087
 def write_prepared(work:Work)->Path:
     "Write the notebook that will be executed, with its parameters injected"
-    plain = {k: v for k,v in work.stage.changed.items() if k not in work.stage.of_type('In','Out','Secret')}
+    plain = {k: v for k,v in work.stage.changed.items() if k not in work.stage.of_type(*path_types,'Secret')}
     dest = work.folder/f'{work.stage.name}.ipynb'
     with writing(dest, 'the temporary folder'):
         work.folder.mkdir(parents=True, exist_ok=True)
