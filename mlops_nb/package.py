@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['kind_of', 'columns_of', 'fit_rows', 'renumber', 'write_skops', 'spec_of', 'own_classes', 'project_files',
-           'requirements', 'loader_name', 'mlmodel', 'example_json', 'output_of', 'save_model', 'Package',
-           'load_package']
+           'requirements', 'loader_name', 'mlmodel', 'example_json', 'output_of', 'save_model', 'package_digest',
+           'Package', 'load_package']
 
 # %% ../nbs/api/14_package.ipynb #9563ab76
 import inspect, json, os, platform, re, shutil, sys, tempfile
@@ -293,7 +293,15 @@ def _fill(dest, about, model, example, said, tables, reference, index, pickle):
     (dest/loader.about_name).write_text(json.dumps(about, indent=1, ensure_ascii=False, default=str), 'utf-8')
     _prove(dest, said, example, about)
 
-# %% ../nbs/api/14_package.ipynb #32ef45c1
+# %% ../nbs/api/14_package.ipynb #c8e7251b
+def package_digest(path)->str:
+    "The digest of a package, without what MLflow and Python add when they load it"
+    if not (Path(path)/'registered_model_meta').exists() and not (Path(path)/'code'/'__pycache__').exists(): return DigestCache().digest(path)
+    with tempfile.TemporaryDirectory() as tmp:
+        shutil.copytree(path, f'{tmp}/it', ignore=shutil.ignore_patterns('registered_model_meta', '__pycache__'))
+        return DigestCache().digest(f'{tmp}/it')
+
+# %% ../nbs/api/14_package.ipynb #1a3c5481
 class Package:
     "A loaded model package"
     def __init__(self, path, loaded): self.path,self.loaded,self.about = Path(path),loaded,loaded.about
@@ -323,7 +331,7 @@ class Package:
         if odd := [o for o in tables if o not in self.about['tables']]: raise ModelError(f"the model takes no table {odd[0]}", where=str(self.path), remedy=did_you_mean(odd[0], self.about['tables']))
         return self.loaded.predict(fit_rows(self.about['columns'], rows, str(self.path)), tables=tables)
 
-# %% ../nbs/api/14_package.ipynb #c3f07c11
+# %% ../nbs/api/14_package.ipynb #86745763
 def load_package(
     path, # folder
     digest:str='', # what it must be, if that is known
@@ -334,18 +342,10 @@ def load_package(
     remedy = "take it from the store or the registry again, or write it anew"
     try:
         about = loader.read_about(path)
-        if digest and (now := _digest(path)) != digest: raise DamagedError(f"the model package is {short(now)}, and should be {short(digest)}", where=str(path), remedy=remedy)
+        if digest and (now := package_digest(path)) != digest: raise DamagedError(f"the model package is {short(now)}, and should be {short(digest)}", where=str(path), remedy=remedy)
         loader.check_files(path, about)
     except (loader.PackageProblem, OSError) as e: raise DamagedError(f"the model package can't be used: {e}", where=str(path), remedy=remedy) from e
     try: return Package(path, loader.load(path, [*trust, *(about['trust'] if digest else ())], allow_pickle, check=False))
     except loader.PackageProblem as e: raise ModelError(str(e), where=str(path), remedy=f"if you know where it comes from: load_package(path, allow_pickle=[{about['name']!r}])"
         if about['model'].endswith('.pkl') else "if you know what they do, name them: load_package(path, trust=[...])") from e
     except ImportError as e: raise ModelError(f"the model package needs what isn't installed: {e}", where=str(path), remedy=f"pip install -r {path}/requirements.txt") from e
-
-# %% ../nbs/api/14_package.ipynb #58af75bf
-def _digest(path)->str:
-    "The digest of a package, without what MLflow and Python add when they load it"
-    if not (Path(path)/'registered_model_meta').exists() and not (Path(path)/'code'/'__pycache__').exists(): return DigestCache().digest(path)
-    with tempfile.TemporaryDirectory() as tmp:
-        shutil.copytree(path, f'{tmp}/it', ignore=shutil.ignore_patterns('registered_model_meta', '__pycache__'))
-        return DigestCache().digest(f'{tmp}/it')

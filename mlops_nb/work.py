@@ -333,7 +333,7 @@ def end_work(
     error,root = result['error'] or {}, work.ws.settings.root
     if error.get('cell'): error.update(cell=source_cell(work, error['cell']), notebook=os.path.relpath(work.stage.nb.path, root))
     gather(work, result)
-    outputs = {k: {**vars(v), 'path': work.stage.text(k)} for k,v in result['outputs'].items()}
+    outputs = {k: {**vars(v), 'path': work.stage.text(k), **(dict(model=True) if k in work.stage.of_type('Model') else {})} for k,v in result['outputs'].items()}
     work.ws.ledger.end_stage(work.id, result['status'], inputs=input_rows(work), code=work.kept.get(code_param), outputs=outputs, executed=result['notebook'] and vars(result['notebook']),
         notebook_path=result['executed'] and os.path.relpath(result['executed'], root),
         **{k: result.get(k) for k in ('seconds','cpu_seconds','peak_mb','pss_mb','rung','shared_cells','metrics','steps','error')}, rung_why=result.get('why'))
