@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'Env', 'Json', 'Params', 'ParamsFile', 'Pairs', 'PipelineName', 'RunId', 'schema_app', 'assignments',
            'read_params_file', 'given', 'print_json', 'settings_of', 'new', 'run', 'of_trial', 'worst', 'tell_results',
-           'next_steps', 'duration', 'first_trials', 'tune', 'studies', 'study', 'ui', 'track', 'plan', 'runs', 'show',
-           'logs', 'diff', 'pin_runs', 'gc', 'reproduce', 'lineage', 'put_lineage', 'schema_infer', 'findings_table',
-           'doctor', 'tell_error', 'main']
+           'model_text', 'next_steps', 'duration', 'first_trials', 'tune', 'studies', 'study', 'ui', 'track', 'plan',
+           'runs', 'show', 'logs', 'diff', 'pin_runs', 'gc', 'reproduce', 'register', 'models', 'lineage',
+           'put_lineage', 'schema_infer', 'findings_table', 'doctor', 'tell_error', 'main']
 
 # %% ../nbs/api/21_cli.ipynb #27cabaaf
 import json, os, signal, sys
@@ -135,7 +135,14 @@ def tell_results(results):
         out.print(result_table(r))
         for o in against_baseline(r.metrics): out.print(f'[bold green]{o}[/]')
         for o in r.failures: out.print(Text.from_ansi(failure_text(o, os.getcwd(), out.is_terminal)))
+        for o in r.models: out.print(model_text(o), markup=False, soft_wrap=True)
     for o in next_steps(results, results[0].command): out.print(o, soft_wrap=True)
+
+# %% ../nbs/api/21_cli.ipynb #1bfb191d
+def model_text(o:dict)->str:
+    "What became of a model package, in a line"
+    if 'problem' in o: return f"The model is not registered: {o['problem']}\n  → {o['remedy']}"
+    return f"{'Registered' if o['new'] else 'Already registered'}: {o['name']} version {o['version']}"
 
 # %% ../nbs/api/21_cli.ipynb #c7adbea8
 def next_steps(results, command:str)->list: # lines
@@ -422,6 +429,32 @@ def reproduce(
         console().print(verdict_table(r))
         for o in summary(r): print(o)
     if r.verdict == 'differs': raise typer.Exit(1)
+
+# %% ../nbs/api/21_cli.ipynb #7a66d90e
+@app.command()
+def register(ref:RunId='last', env:Env=None, as_json:Json=False):
+    "Register the model packages that a run made."
+    from mlops_nb.plan import Workspace
+    from mlops_nb.registry import register_run
+    found = [dict(name=v.name, version=v.number, new=new) for v,new in register_run(Workspace(settings_of(env)), ref)]
+    if as_json: return print_json(dict(models=found))
+    for o in found: print(model_text(o))
+
+# %% ../nbs/api/21_cli.ipynb #a9830c85
+@app.command()
+def models(
+    name:Annotated[Optional[str], typer.Argument(help='versions of this one', metavar='MODEL')]=None,
+    env:Env=None, as_json:Json=False,
+):
+    "The registered models, or the versions of one."
+    from mlops_nb.plan import Workspace
+    from mlops_nb.registry import Registry, models_rows, models_table, versions_table
+    from mlops_nb.show import console
+    registry = Registry(Workspace(settings_of(env)))
+    found = registry.versions(name) if name else models_rows(registry)
+    if as_json: return print_json(dict(versions=[o.as_json() for o in found]) if name else dict(models=found))
+    if not found: return print("No models yet. A pipeline with a Model output registers one: mlops-nb run PIPELINE")
+    console().print(versions_table(found) if name else models_table(found))
 
 # %% ../nbs/api/21_cli.ipynb #1f7c52aa
 @app.command()

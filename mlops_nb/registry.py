@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RegistryError', 'address_of', 'answering', 'Version', 'as_version', 'Registry', 'parse_ref', 'place_copy',
            'experiment_id', 'upload', 'alone', 'models_in', 'parents_of', 'tags_of', 'register_run', 'fetch_package',
-           'needed', 'models_rows', 'versions_table']
+           'needed', 'models_rows', 'versions_table', 'models_table']
 
 # %% ../nbs/api/14a_registry.ipynb #d64cb78a
 import importlib.util, json, os, re, shutil, tempfile, time
@@ -38,9 +38,9 @@ def address_of(
     login = dict(MLFLOW_TRACKING_USERNAME=unquote(u.username or ''), MLFLOW_TRACKING_PASSWORD=unquote(u.password or ''))
     return u._replace(netloc=u.netloc.rpartition('@')[2]).geturl(), login
 
-# %% ../nbs/api/14a_registry.ipynb #65cf5534
+# %% ../nbs/api/14a_registry.ipynb #abb3505e
 _manners = dict(MLFLOW_HTTP_REQUEST_MAX_RETRIES='1', MLFLOW_HTTP_REQUEST_TIMEOUT='30', MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR='1', MLFLOW_LOGGING_LEVEL='WARNING',
-    MLFLOW_DISABLE_TELEMETRY='true', DO_NOT_TRACK='true', GIT_PYTHON_REFRESH='quiet', MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT='true')
+    MLFLOW_DISABLE_TELEMETRY='true', DO_NOT_TRACK='true', GIT_PYTHON_REFRESH='quiet', MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT='true', MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR='false')
 
 @contextmanager
 def answering(settings):
@@ -55,12 +55,14 @@ def answering(settings):
         from sqlalchemy.exc import SQLAlchemyError
         try: yield address
         except (MlflowException, requests.RequestException, SQLAlchemyError) as e:
-            raise RegistryError(f"the registry doesn't do that: {_words(e)}", where=mask_url(settings.mlflow), remedy="see that MLflow is up and lets this user in") from e
+            raise RegistryError(f"the registry can't be used: {_words(e)}", where=mask_url(settings.mlflow), remedy="see that MLflow is up and lets this user in") from e
 
-# %% ../nbs/api/14a_registry.ipynb #524d4b6a
+# %% ../nbs/api/14a_registry.ipynb #93c3eb0e
 def _words(e:Exception)->str:
     "What an exception says, in a line and without a password"
-    return mask_url(' '.join(str(e).split()))[:300]
+    text = ' '.join(str(e).split())
+    if cause := re.search(r'Caused by \w+\((.*?)[)\'"]*$', text): text = cause[1].rpartition('): ')[2]
+    return mask_url(text.strip('\'" '))[:300]
 
 # %% ../nbs/api/14a_registry.ipynb #6f3994c0
 @dataclass(frozen=True)
@@ -103,14 +105,16 @@ def as_version(
     mine = tuple(sorted(k for k,v in aliases.items() if int(v) == int(mv.version)))
     return Version(mv.name, int(mv.version), mine, tags, mv.source, created, mv.description or '')
 
-# %% ../nbs/api/14a_registry.ipynb #df3b6558
+# %% ../nbs/api/14a_registry.ipynb #80af32a0
 class Registry:
     "The registered models of a project"
     def __init__(self, ws): self.ws,self.settings = ws,ws.settings
     def __repr__(self): return f'Registry({mask_url(self.settings.mlflow)})'
     @cached_property
     def client(self): # for use inside `answering`
+        import logging
         from mlflow import MlflowClient
+        logging.getLogger('mlflow.store.db.utils').setLevel(logging.WARNING) # it tells of each table that it makes
         address = address_of(self.settings.mlflow)[0]
         if address.startswith('sqlite:///'): Path(address.removeprefix('sqlite:///')).parent.mkdir(parents=True, exist_ok=True)
         return MlflowClient(address, registry_uri=address)
@@ -246,10 +250,10 @@ def parents_of(
             elif v.get('digest') in makers: todo.append(makers[v['digest']])
     return sorted(set(found))
 
-# %% ../nbs/api/14a_registry.ipynb #dd499dcf
+# %% ../nbs/api/14a_registry.ipynb #34fe2a09
 def tags_of(ws, run:dict, row:dict, param:str, artifact:Artifact, rows:list)->dict: # {name: text}
     "What a version says of where it came from"
-    metrics = {k: v for o in rows for k,v in (o['metrics'] or {}).items()}
+    metrics = {k: v for o in sorted(rows, key=lambda o: o['stage']) for k,v in (o['metrics'] or {}).items()}
     commit = run['git_commit'] and run['git_commit'] + (' and changes' if run['git_dirty'] else '')
     told = dict(digest=artifact.digest, package=artifact.name, size=artifact.size, run=run['id'], stage_run=row['source'] or row['id'], pipeline=run['pipeline'], stage=row['stage'], param=param,
         fingerprint=row['fingerprint'], commit=commit, code=(row['code'] or {}).get('digest'), user=run['username'], host=run['host'],
@@ -382,12 +386,20 @@ def models_rows(registry)->list: # of {name, versions, latest, champion, challen
         return dict(name=name, versions=len(found), latest=found[0].number if found else None, champion=by.get('champion'), challenger=by.get('challenger'), description=found[0].description if found else '')
     return [row(o) for o in registry.names()]
 
-# %% ../nbs/api/14a_registry.ipynb #8d17ebee
+# %% ../nbs/api/14a_registry.ipynb #3a9c542f
 def versions_table(versions:list):
     "The versions of a model, for people"
-    from mlops_nb.show import styled, table
     from mlops_nb.contract import _show
+    from mlops_nb.show import table
     def row(o): 
         metrics = ', '.join(f'{k} {_show(v)}' for k,v in [*o.metrics.items()][-4:])
         return str(o.number), ' '.join(o.aliases), o.created[:16].replace('T', ' '), o.run, short(o.digest), metrics
-    return table('version', 'alias', 'registered (UTC)', 'run', 'digest', 'metrics', rows=map(row, versions))
+    return table('', 'version', 'alias', 'registered (UTC)', 'run', 'digest', 'metrics', rows=map(row, versions))
+
+# %% ../nbs/api/14a_registry.ipynb #e2d92012
+def models_table(rows:list):
+    "The registered models, for people"
+    from mlops_nb.show import table
+    from rich.markup import escape
+    def text(v): return '' if v is None else str(v)
+    return table('', 'model', 'versions', 'champion', 'challenger', 'latest', 'what it is for', rows=[(o['name'], *(text(o[k]) for k in ('versions','champion','challenger','latest')), escape(o['description'].partition('\n')[0][:60])) for o in rows])
