@@ -99,6 +99,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlops_nb.code.arrive': ('api/code.html#arrive', 'mlops_nb/code.py'),
                                'mlops_nb.code.cd_folders': ('api/code.html#cd_folders', 'mlops_nb/code.py'),
                                'mlops_nb.code.code_paths': ('api/code.html#code_paths', 'mlops_nb/code.py'),
+                               'mlops_nb.code.count_files': ('api/code.html#count_files', 'mlops_nb/code.py'),
+                               'mlops_nb.code.counts_as_file': ('api/code.html#counts_as_file', 'mlops_nb/code.py'),
                                'mlops_nb.code.definitions': ('api/code.html#definitions', 'mlops_nb/code.py'),
                                'mlops_nb.code.find_bindings': ('api/code.html#find_bindings', 'mlops_nb/code.py'),
                                'mlops_nb.code.find_effects': ('api/code.html#find_effects', 'mlops_nb/code.py'),

@@ -19,7 +19,7 @@ def project(tmp_path):
 
 def test_it_beats_the_baseline_runs_only_what_changed_and_repeats_itself(project):
     first = project.ok(*small)
-    assert set(first.statuses.values()) == {'completed'} and len(first.statuses) == 5
+    assert set(first.statuses.values()) == {'completed'} and len(first.statuses) == 6 and first.json['models'] == [dict(name='flights', version=1, new=True)]
     found = first.json['metrics']
     assert found['auc'] > found['baseline_auc'] > .5 and found['log_loss'] < found['baseline_log_loss']
     assert {o.name for o in project.data.iterdir()} >= {'flights.parquet', 'features.parquet', 'model.skops', 'metrics.json'}
@@ -28,8 +28,8 @@ def test_it_beats_the_baseline_runs_only_what_changed_and_repeats_itself(project
     assert set(again.statuses.values()) == {'cached'} and again.json['metrics'] == found
 
     other = project.ok(*small, '-p', 'iterations=20').statuses
-    assert other == {'01_ingest': 'cached', '02_validate': 'cached', '03_features': 'cached', '04_train': 'completed', '05_evaluate': 'completed'}
+    assert other == {'01_ingest': 'cached', '02_validate': 'cached', '03_features': 'cached', '04_train': 'completed', '04a_package': 'completed', '05_evaluate': 'completed'}
 
     project.ok(*small, '--force')
-    made = [{k: v['digest'] for k, v in o['outputs'].items()} for o in project.rows(status='completed')]
-    assert made[-5:] == made[:5], 'the same fingerprint gives the same bytes'
+    made = [(o['stage'], {k: v['digest'] for k, v in o['outputs'].items()}) for o in project.rows(status='completed')]
+    assert dict(made[-6:]) == dict(made[:6]), 'the same fingerprint gives the same bytes'

@@ -1,0 +1,38 @@
+"""MLflow's own server on a free port of this machine; it can be killed and started again"""
+import os, signal, socket, subprocess, sys, urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+from scratch import until
+
+calm = dict(MLFLOW_DISABLE_TELEMETRY='true', DO_NOT_TRACK='true', MLFLOW_SERVER_ENABLE_JOB_EXECUTION='false', MLFLOW_LOGGING_LEVEL='ERROR')
+
+
+class MlflowServer:
+    "`with MlflowServer(folder) as server`: its database and its files are in `folder`"
+    def __init__(self, folder, *args):
+        with socket.create_server(('127.0.0.1', 0)) as s: self.port = s.getsockname()[1]
+        self.folder, self.args, self.proc = Path(folder), args, None
+        self.folder.mkdir(exist_ok=True)
+
+    @property
+    def url(self): return f'http://127.0.0.1:{self.port}'
+    def __enter__(self): return self.start()
+    def __exit__(self, *_): self.kill()
+
+    def start(self):
+        "Start it, and wait until it answers"
+        command = [sys.executable, '-m', 'mlflow', 'server', '--host', '127.0.0.1', '--port', str(self.port), '--workers', '1', '--backend-store-uri', f'sqlite:///{self.folder}/server.db',
+                   '--artifacts-destination', str(self.folder/'files'), *self.args]
+        with open(self.folder/'server.log', 'ab') as log:
+            self.proc = subprocess.Popen(command, cwd=self.folder, env={**os.environ, **calm}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        until(self.answers, 120)
+        return self
+
+    def answers(self):
+        assert self.proc.poll() is None, (self.folder/'server.log').read_text()
+        with suppress(OSError): return urllib.request.urlopen(f'{self.url}/health', timeout=5).status == 200
+
+    def kill(self):
+        with suppress(ProcessLookupError): os.killpg(self.proc.pid, signal.SIGKILL)
+        self.proc.wait()

@@ -1,0 +1,193 @@
+"""Packages become versions once, wherever MLflow is and whoever is killed; a foreign process foretells the same; what was tampered with isn't loaded"""
+import json, os, random, signal, subprocess, sys
+
+import pandas as pd
+import pytest
+
+pytest.importorskip('mlflow')
+from mlops_nb.core import DamagedError, ModelError, StoreError
+from mlops_nb.package import load_package
+from mlops_nb.plan import Workspace
+from mlops_nb.registry import Registry, answering, needed, register_run
+from mlflow_server import MlflowServer
+from scratch import Project
+
+serve = '''
+from features import made
+def predict(model, rows, shift): return model.predict(made(rows, shift))
+'''
+features = '''
+def made(rows, shift): return rows[["x"]]*{factor} + shift["by"].iloc[0]
+'''
+train = '''
+import pandas as pd
+from sklearn.linear_model import LinearRegression
+from mlops_nb import Model
+from mlops_nb.package import save_model
+from features import made
+rows = pd.DataFrame(dict(x=[1., 2., 3.], note=["a", "b", None]))
+shift = pd.DataFrame(dict(by=[.5]))
+model = LinearRegression().fit(made(rows, shift), [slope*1., slope*2., slope*3.])
+save_model(package, model, "serve:predict", rows, tables=dict(shift=shift), reference=rows.assign(y=[1., 2., 3.]), outcome="y", purpose="A line.")
+record(slope=slope)
+'''
+evaluate = 'from pathlib import Path\nassert (Path(package)/"MLmodel").exists()\nPath(told).write_text(str(fine))\nassert fine'
+rows = pd.DataFrame(dict(x=[4., 5.5], note=['c', None]))
+
+
+def make(root, mlflow):
+    "A project whose second stage trains a line, and whose third looks at it"
+    p = Project(root, f'[DEFAULT]\nmlflow = {mlflow}\n')
+    (p.folder/'serve.py').write_text(serve)
+    (p.folder/'features.py').write_text(features.format(factor=1))
+    p.stage('01_train', 'slope: float = 2.0\npackage: "Model" = "data/line"', train)
+    p.stage('02_evaluate', 'package: In = "data/line"\nfine: bool = True\ntold: Out = "data/told.txt"', evaluate)
+    return p
+
+
+@pytest.fixture
+def project(tmp_path):
+    p = make(tmp_path/'project', 'sqlite:///.mlops/mlflow.db')
+    yield p
+    p.put_away()
+
+
+@pytest.fixture(scope='module')
+def server(tmp_path_factory):
+    with MlflowServer(tmp_path_factory.mktemp('mlflow')) as s: yield s
+
+
+foreign = '''
+import json, sys
+class Never:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("mlops_nb","serve","features"): raise ModuleNotFoundError(f"{name} is not here")
+sys.meta_path.insert(0, Never())
+import mlflow, pandas as pd
+m = mlflow.pyfunc.load_model(sys.argv[1])
+print(json.dumps(list(m.predict(pd.DataFrame(json.loads(sys.argv[2]))))))
+'''
+
+
+def ask(folder, uri, tracking):
+    "What plain MLflow foretells in a process that has nothing of ours, and knows only where MLflow is"
+    env = {k: v for k, v in os.environ.items() if not k.startswith(('MLFLOW', 'MLOPS', 'PYTHON'))}
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run([sys.executable, '-c', foreign, uri, rows.to_json(orient='records')], cwd=folder, text=True, capture_output=True, timeout=120,
+                          env=env | dict(MLFLOW_TRACKING_URI=tracking, MLFLOW_DISABLE_TELEMETRY='true'))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check_life(p, tracking, elsewhere):
+    "A run registers, a cached one doesn't, a changed one does; each version foretells what its package does, here and elsewhere"
+    first = p.ok()
+    assert first.json['models'] == [dict(name='demo', version=1, new=True)]
+    assert p.ok().json['models'] == [dict(name='demo', version=1, new=False)]
+    assert p.ok('-p', 'slope=3').json['models'] == [dict(name='demo', version=2, new=True)]
+    ws = Workspace(p.settings)
+    r = Registry(ws)
+    one, two = r.version('demo', 1), r.version('demo')
+    assert one.run == first.json['run'] and one.metrics == dict(slope=2.) and two.metrics == dict(slope=3.)
+    assert one.digest == p.rows(stage='01_train')[0]['outputs']['package']['digest']
+    with answering(p.settings): r.client.set_registered_model_alias('demo', 'champion', '1')
+    mine = [list(r.load(o).predict(rows)) for o in ('demo@champion', 'demo/2')]
+    assert [round(o) for o in mine[0]] == [8, 11] and [round(o) for o in mine[1]] == [12, 16]
+    assert [ask(elsewhere, o, tracking) for o in ('models:/demo@champion', 'models:/demo/2')] == mine
+    assert {one.digest, two.digest} <= needed(ws)
+    listed = p.cli('models', '--json').json['models']
+    assert [(o['name'], o['versions'], o['champion']) for o in listed] == [('demo', 2, 1)]
+    assert [o['version'] for o in p.cli('models', 'demo', '--json').json['versions']] == [2, 1] and '2013' not in p.cli('models', 'demo').err
+    assert p.cli('models', 'dem').code == 2 and "no model 'dem' is registered" in p.cli('models', 'dem').err
+    return ws, r
+
+
+def test_over_a_database(project, tmp_path):
+    ws, r = check_life(project, project.settings.mlflow, tmp_path/'elsewhere')
+    for v in r.versions('demo'): assert ws.store.verify(v.artifact), 'what MLflow leaves beside a model is not in the store'
+    assert not project.quiet()
+
+
+def test_over_a_server(server, tmp_path):
+    p = make(tmp_path/'project', server.url)
+    try:
+        ws, r = check_life(p, server.url, tmp_path/'elsewhere')
+        other = make(tmp_path/'other', server.url)
+        there = Registry(Workspace(other.settings))
+        assert list(there.load('demo@champion').predict(rows)) == list(r.load('demo/1').predict(rows)), 'a machine that has never seen the run'
+        assert not p.quiet()
+    finally: p.put_away()
+
+
+def test_two_versions_with_their_own_features(project):
+    project.ok()
+    (project.folder/'features.py').write_text(features.format(factor=10))
+    assert project.ok().json['models'] == [dict(name='demo', version=2, new=True)]
+    r = Registry(Workspace(project.settings))
+    one, two = r.load('demo/1'), r.load('demo/2')
+    assert [round(o) for p in (one, two, one) for o in p.predict(rows)] == [8, 11]*3
+    assert [round(o) for o in one.predict(rows, shift=pd.DataFrame(dict(by=[1.5])))] == [10, 13]
+    assert [round(o, 1) for o in two.predict(rows, shift=pd.DataFrame(dict(by=[1.5])))] == [8.2, 11.2]
+
+
+def test_nobody_answers_and_the_run_is_done_all_the_same(project):
+    (project.root/'settings.ini').write_text('[DEFAULT]\nmlflow = http://ann:hunter2@127.0.0.1:9\n')
+    done = project.ok()
+    [told] = done.json['models']
+    assert 'problem' in told and told['remedy'] == f"mlops-nb register {done.json['run']}" and 'hunter2' not in done.text
+    assert project.cli('register').code == 1
+    (project.root/'settings.ini').write_text('[DEFAULT]\n')
+    both = [project.start('register', done.json['run'], '--json') for _ in range(2)]
+    found = [project.wait(o) for o in both]
+    assert sorted(o.json['models'][0]['new'] for o in found) == [False, True], found
+    assert [o.number for o in Registry(Workspace(project.settings)).versions('demo')] == [1]
+
+
+def test_only_a_completed_run_and_a_real_package(project):
+    assert project.run('-p', 'fine=false').code == 1
+    with pytest.raises(ModelError, match='only what a completed run made'): register_run(Workspace(project.settings), 'last')
+    project.stage('01_train', 'slope: float = 2.0\npackage: "Model" = "data/line"', 'import os\nos.makedirs(package)\nopen(package+"/model.txt", "w").write("a line")')
+    assert project.run().code == 1
+    assert 'is no model package' in project.rows(stage='01_train')[-1]['error']['what']
+    assert not Registry(Workspace(project.settings)).names()
+
+
+def test_killed_while_registering(project, tmp_path):
+    "Whenever it is killed: the next one ends with one version"
+    (project.root/'settings.ini').write_text('[DEFAULT]\nmlflow = none\n')
+    run = project.ok().json['run']
+    (project.root/'settings.ini').write_text('[DEFAULT]\n')
+    def looks(): return (project.state/'mlflow.db').exists()
+    for i in range(4):
+        p = project.start('register', run)
+        if i % 2: project.until(looks)
+        try: p.wait(random.uniform(0, 6))
+        except subprocess.TimeoutExpired: os.killpg(p.pid, signal.SIGKILL)
+        p.communicate()
+    done = project.cli('register', run, '--json')
+    assert done.code == 0, done
+    r = Registry(Workspace(project.settings))
+    assert [o.number for o in r.versions('demo')] == [1] and round(r.load('demo/1').predict(rows)[0]) == 8
+
+
+def test_tampered(project):
+    project.ok()
+    ws = Workspace(project.settings)
+    r = Registry(ws)
+    v = r.version('demo')
+    path, copy = ws.store.path(v.artifact), next(project.state.glob('models/*/line'))
+    def spoil(file, **how):
+        st = file.stat()
+        os.chmod(file, 0o644)
+        file.write_bytes(bytes(reversed(file.read_bytes())))
+        os.chmod(file, 0o444)
+        os.utime(file, ns=(st.st_atime_ns, st.st_mtime_ns))
+    spoil(path/'project'/'serve.py') # its size and its time are what they were
+    with pytest.raises(DamagedError, match='should be'): load_package(path, v.digest)
+    assert round(r.load('demo').predict(rows)[0]) == 8, 'the copy takes its place'
+    spoil(ws.store.path(v.artifact)/'model.skops')
+    spoil(copy/'model.skops')
+    with pytest.raises(StoreError, match='not those that were registered'): r.load('demo')
+    with answering(project.settings) as address:
+        done = subprocess.run([sys.executable, '-c', foreign, 'models:/demo/1', rows.to_json(orient='records')], cwd=project.root, text=True, capture_output=True, timeout=120)
+    assert done.returncode and 'model.skops changed' in done.stderr
