@@ -1299,6 +1299,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlops_nb.registry.as_version': ('api/registry.html#as_version', 'mlops_nb/registry.py'),
                                    'mlops_nb.registry.experiment_id': ('api/registry.html#experiment_id', 'mlops_nb/registry.py'),
                                    'mlops_nb.registry.fetch_package': ('api/registry.html#fetch_package', 'mlops_nb/registry.py'),
+                                   'mlops_nb.registry.make_database': ('api/registry.html#make_database', 'mlops_nb/registry.py'),
                                    'mlops_nb.registry.models_in': ('api/registry.html#models_in', 'mlops_nb/registry.py'),
                                    'mlops_nb.registry.models_rows': ('api/registry.html#models_rows', 'mlops_nb/registry.py'),
                                    'mlops_nb.registry.models_table': ('api/registry.html#models_table', 'mlops_nb/registry.py'),
