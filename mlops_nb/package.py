@@ -7,7 +7,7 @@ __all__ = ['kind_of', 'columns_of', 'signature_of', 'fit_rows', 'renumber', 'wri
            'project_files', 'requirements', 'loader_name', 'mlmodel', 'example_json', 'output_of', 'save_model',
            'package_digest', 'Package', 'load_package']
 
-# %% ../nbs/api/14_package.ipynb #d4e3aca1
+# %% ../nbs/api/14_package.ipynb #62b0e16b
 import inspect, json, os, platform, re, shutil, sys, tempfile
 from functools import cached_property
 from io import BytesIO
@@ -17,6 +17,7 @@ from . import loader
 from .code import CodeIndex, _passed_sources, reach
 from .content import DigestCache
 from .core import DamagedError, ModelError, atomic_copy, did_you_mean, digest_file, short
+from .parity import in_onnx
 
 _counts_as_file = True # a stage that uses this module depends on its text, not on whatever it might look at
 
@@ -263,7 +264,7 @@ def _with_predictions(rows, said):
     if isinstance(said, pd.DataFrame): return rows.reset_index(drop=True).join(said.reset_index(drop=True).add_prefix('prediction_'))
     return rows.reset_index(drop=True).assign(prediction=list(said))
 
-# %% ../nbs/api/14_package.ipynb #83019f64
+# %% ../nbs/api/14_package.ipynb #194280ab
 def save_model(
     path, # a `Model` parameter: the folder to be written
     model, # fitted
@@ -287,24 +288,25 @@ def save_model(
     columns = signature_of(example, reference, optional)
     ask = loader.find_object(spec)
     said = ask(model, example, **tables)
-    if reference is not None:
-        reference = reference.assign(**fit_rows(columns, reference, 'reference'))
-        reference = _with_predictions(reference, ask(model, reference[[o['name'] for o in columns]], **tables))
+    real = example if reference is None else fit_rows(columns, reference, 'reference')
+    if reference is not None: reference = _with_predictions(reference.assign(**real), ask(model, real, **tables))
     about = dict(format=loader.format, name=name, predict=spec, columns=columns, output=output_of(said, len(example)), tables=sorted(tables), trust=sorted(trust),
         purpose=inspect.cleandoc(purpose), limits=inspect.cleandoc(limits), facts=facts or {}, python=platform.python_version(),
         reference=dict(rows=len(reference), outcome=outcome) if reference is not None else None)
     with tempfile.TemporaryDirectory() as tmp:
         dest = Path(tmp)/'package'
         dest.mkdir()
-        _fill(dest, about, model, example, said, tables, reference, index, pickle)
+        _fill(dest, about, model, example, said, tables, reference, index, pickle, lambda m: ask(m, real, **tables))
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         atomic_copy(dest, path)
     return load_package(path, trust=trust, allow_pickle=[name])
 
-# %% ../nbs/api/14_package.ipynb #57ab2138
-def _fill(dest, about, model, example, said, tables, reference, index, pickle):
+# %% ../nbs/api/14_package.ipynb #ae5b45f0
+def _fill(dest, about, model, example, said, tables, reference, index, pickle, watch):
     "Write the files of a package, list them, and prove it"
     about['model'],own,tops = _write_model(model, dest, index, about['trust'], pickle)
+    data,about['onnx'] = in_onnx(model, watch)
+    if data: (dest/'model.onnx').write_bytes(data)
     files = project_files({tuple(about['predict'].split(':')), *own}, index)
     about['requirements'] = requirements(files, tops)
     _lay_out(dest, about, example, files, tables, reference)
