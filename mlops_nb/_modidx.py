@@ -1092,6 +1092,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlops_nb.parity._is_text': ('api/parity.html#_is_text', 'mlops_nb/parity.py'),
                                  'mlops_nb.parity.answer': ('api/parity.html#answer', 'mlops_nb/parity.py'),
                                  'mlops_nb.parity.convert': ('api/parity.html#convert', 'mlops_nb/parity.py'),
+                                 'mlops_nb.parity.convert_somehow': ('api/parity.html#convert_somehow', 'mlops_nb/parity.py'),
                                  'mlops_nb.parity.difference': ('api/parity.html#difference', 'mlops_nb/parity.py'),
                                  'mlops_nb.parity.in_onnx': ('api/parity.html#in_onnx', 'mlops_nb/parity.py'),
                                  'mlops_nb.parity.inputs_of': ('api/parity.html#inputs_of', 'mlops_nb/parity.py')},
