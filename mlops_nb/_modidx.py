@@ -1302,8 +1302,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlops_nb.registry._missing': ('api/registry.html#_missing', 'mlops_nb/registry.py'),
                                    'mlops_nb.registry._mlflow_run': ('api/registry.html#_mlflow_run', 'mlops_nb/registry.py'),
                                    'mlops_nb.registry._pages': ('api/registry.html#_pages', 'mlops_nb/registry.py'),
-                                   'mlops_nb.registry._words': ('api/registry.html#_words', 'mlops_nb/registry.py'),
-                                   'mlops_nb.registry.address_of': ('api/registry.html#address_of', 'mlops_nb/registry.py'),
                                    'mlops_nb.registry.alone': ('api/registry.html#alone', 'mlops_nb/registry.py'),
                                    'mlops_nb.registry.answering': ('api/registry.html#answering', 'mlops_nb/registry.py'),
                                    'mlops_nb.registry.as_version': ('api/registry.html#as_version', 'mlops_nb/registry.py'),

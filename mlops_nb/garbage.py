@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pkgutil import resolve_name
 from pathlib import Path
 from types import SimpleNamespace
 from .core import LedgerError, MlopsError, ParameterError, StoreError, Stopped, now
@@ -126,10 +127,10 @@ def all_edges(ledger): # of (stage run id, direction, param, digest)
     with ledger.db.read() as c: return c.execute(sa.select(t.c.stage_run_id, t.c.direction, t.c.param, t.c.digest)).fetchall()
 
 # %% ../nbs/api/11h_garbage.ipynb #20c5d3d7
-protectors = {} # {name: function(Workspace) → set of digests that stay}
+protectors = dict(registry='mlops_nb.registry:needed') # {name: function(Workspace) → set of digests that stay, or module:function of a room above}
 def protected(ws:Workspace)->set:
     "What other rooms need"
-    return set().union(*(f(ws) for f in protectors.values()))
+    return set().union(*((resolve_name(f) if isinstance(f, str) else f)(ws) for f in protectors.values()))
 
 # %% ../nbs/api/11h_garbage.ipynb #54c032fd
 def why_not(

@@ -105,7 +105,7 @@ def check_life(p, tracking, elsewhere):
 def test_over_a_database(project, tmp_path):
     ws, r = check_life(project, project.settings.mlflow, tmp_path/'elsewhere')
     for v in r.versions('demo'): assert ws.store.verify(v.artifact), 'what MLflow leaves beside a model is not in the store'
-    assert not project.quiet()
+    assert not project.quiet(60)
 
 
 def test_over_a_server(server, tmp_path):
@@ -115,7 +115,7 @@ def test_over_a_server(server, tmp_path):
         other = make(tmp_path/'other', server.url)
         there = Registry(Workspace(other.settings))
         assert list(there.load('demo@champion').predict(rows)) == list(r.load('demo/1').predict(rows)), 'a machine that has never seen the run'
-        assert not p.quiet()
+        assert not p.quiet(60)
     finally: p.put_away()
 
 
@@ -191,3 +191,14 @@ def test_tampered(project):
     with answering(project.settings) as address:
         done = subprocess.run([sys.executable, '-c', foreign, 'models:/demo/1', rows.to_json(orient='records')], cwd=project.root, text=True, capture_output=True, timeout=120)
     assert done.returncode and 'model.skops changed' in done.stderr
+
+
+def test_what_a_version_needs_is_not_garbage(project):
+    for o in (2, 3, 4): project.ok('-p', f'slope={o}')
+    ws = Workspace(project.settings)
+    r = Registry(ws)
+    gone = project.rows(stage='02_evaluate')[0]['outputs']['told']['digest']
+    done = project.cli('gc', '--keep', '1', '--older', '0s', '--yes', '--json')
+    assert done.code == 0, done
+    assert [round(r.load(f'demo/{o}').predict(rows)[0]) for o in (1, 2, 3)] == [8, 12, 16]
+    assert needed(ws) and all(ws.store.has(o.artifact) for o in r.versions('demo'))
