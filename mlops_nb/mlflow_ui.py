@@ -14,7 +14,7 @@ from .dashboard import TokenCheck, is_local
 from .engine import environment_variables
 from .outbox import address_of, nudge
 from .run import signals_as_interrupt
-from .tracker import TrackingError, talking_to
+from .tracker import TrackingError, make_database, talking_to
 
 # %% ../nbs/api/11j_mlflow_ui.ipynb #69d8cef0
 class Door:
@@ -57,6 +57,7 @@ def free_socket(
 def pages(settings): # ASGI application
     "MLflow's pages; in the environment are `server_variables`"
     from mlflow import MlflowClient
+    make_database(settings.mlflow)
     MlflowClient(settings.mlflow).search_experiments(max_results=1) # a new database is made; one that can't be used says so
     with warnings.catch_warnings(action='ignore'): from mlflow.server.fastapi_app import app # of parts of its own that will go
     return app
