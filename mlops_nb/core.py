@@ -28,8 +28,8 @@ class MlopsError(Exception):
     │   └── DamagedError  a stored artifact isn't what its digest says
     ├── LedgerError       the ledger can't be read or written
     ├── StageError        a stage was started and failed
-    ├── ModelError        a model package, a version or rows for it aren't what they should be
     │   └── BadData       a table isn't what its schema says
+    ├── ModelError        a model package, a version or rows for it aren't what they should be
     └── Stopped           somebody stopped the work
     """
     exit_code = 2
