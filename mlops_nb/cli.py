@@ -127,13 +127,14 @@ def worst(results)->str:
 # %% ../nbs/api/21_cli.ipynb #9ee25443
 def tell_results(results):
     "Print what became of the runs"
-    from mlops_nb.show import against_baseline, console, failure_text, params_text, result_table
+    from mlops_nb.show import against_baseline, console, failure_text, gate_text, params_text, result_table
     from rich.text import Text
     out = console()
     for r in results:
         out.print(f"\n[bold]{r.pipeline}[/]  run {r.run}  {params_text(r.params) if len(results) > 1 else ''}".rstrip())
         out.print(result_table(r))
         for o in against_baseline(r.metrics): out.print(f'[bold green]{o}[/]')
+        for o in r.gates: out.print(Text(gate_text(o), style='green' if o['ok'] else 'bold red'))
         for o in r.failures: out.print(Text.from_ansi(failure_text(o, os.getcwd(), out.is_terminal)))
         for o in r.models: out.print(model_text(o), markup=False, soft_wrap=True)
     for o in next_steps(results, results[0].command): out.print(o, soft_wrap=True)

@@ -22,6 +22,7 @@ from papermill.engines import NBClientEngine, papermill_engines
 from .core import ConfigError, atomic_write, did_you_mean, writing
 from .kernel import kernel_command, secrets_pipe
 from .snapshot import Memory, SnapshotEngine, Sparing, first_line
+from .verdict import forgive
 
 # %% ../nbs/api/04m_managed.ipynb #a3d869ed
 logging.getLogger('papermill').setLevel(logging.CRITICAL)
@@ -229,7 +230,7 @@ def managed(
                 if play.cell is not None: man.cell_exception(man.nb.cells[play.cell], play.cell)
                 raise
             finally: man.notebook_complete()
-            return man.nb
+            return forgive(man.nb)
     return Managed
 
 # %% ../nbs/api/04m_managed.ipynb #6d25084e

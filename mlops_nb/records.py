@@ -203,7 +203,7 @@ def cached_row(
     **cols, # other columns of `stage_columns`, winning over those of the hit
 )->dict: # for `add_stages`
     "A stage run that takes over what an earlier one did"
-    keep = {k: hit[k] for k in ('notebook','fingerprint','params','metrics','steps','inputs','outputs','code','executed','notebook_path','engine',
+    keep = {k: hit[k] for k in ('notebook','fingerprint','params','metrics','steps','gates','inputs','outputs','code','executed','notebook_path','engine',
         'rung','rung_why','shared_cells')}
     return keep | dict(stage=stage, status='cached', source=hit['source'] or hit['id'], seconds=0.0) | cols
 

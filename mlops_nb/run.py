@@ -7,8 +7,8 @@ __all__ = ['after', 'StageResult', 'way_of', 'RunResult', 'ActiveRun', 'git_stat
            'accept_cached', 'look_again', 'inputs_whole', 'try_start', 'release', 'launch', 'is_waiting', 'start_ready',
            'fail', 'not_started', 'finish', 'under_way', 'turn', 'drive', 'beside', 'heartbeat', 'shared_ledger',
            'on_signals', 'signals_as_interrupt', 'stop', 'clean_up_after_the_dead', 'each_values', 'each_params',
-           'take_cached', 'start_runs', 'without_secrets', 'circumstances', 'note_start', 'coming', 'execute_runs',
-           'hand_on', 'check_engine', 'run']
+           'take_cached', 'take_made', 'start_runs', 'without_secrets', 'circumstances', 'note_start', 'coming',
+           'execute_runs', 'hand_on', 'check_engine', 'run']
 
 # %% ../nbs/api/09_run.ipynb #edb42b92
 import math, shutil, signal, subprocess, tempfile, threading, time
@@ -19,7 +19,6 @@ from .core import DamagedError, LedgerError, MlopsError, ParameterError, Pipelin
 from .ledger import open_ledger
 from .executor import LocalExecutor, sweep_orphans
 from .origin import keep_lock
-from .outbox import nudge, prepare, tracking_variables
 from .parameters import many_from_text, most_values, to_source
 from .pipeline import addressed, bind_pipeline, find_stage, load_pipeline
 from .plan import Planner, Workspace, look, make_plan
@@ -28,7 +27,6 @@ from .records import cached_row
 from .stage import environment, environment_digest, param_values
 from .store import is_litter
 from .tables import NoSuchRun
-from .tenant import enter
 from .work import Work, end_work, error_of, give_up, keep_origin, leave, publish, start_work
 
 # %% ../nbs/api/09_run.ipynb #20bd707e
@@ -47,6 +45,7 @@ class StageResult:
     rung_why:str=None # why not in a cheaper way
     shared_cells:int=None # cells that the process it was forked from had executed
     pss_mb:float=None # its proportional share of memory at the end, MB
+    gates:list=field(default_factory=list) # what its gates said: {name, cell, ok, text, rule, figures, value}
 
 # %% ../nbs/api/09_run.ipynb #528494e0
 def way_of(
@@ -73,11 +72,13 @@ class RunResult:
         return {k: v for s in self.stages for k,v in s.metrics.items()}
     @property
     def failures(self)->list: return [o for o in self.stages if o.status == 'failed']
+    @property
+    def gates(self)->list: return [dict(stage=s.stage, **o) for s in self.stages for o in s.gates]
 
     def as_json(self)->dict:
         keys = 'peak_mb','pss_mb','rung','rung_why','shared_cells','metrics'
         stages = [dict(stage=s.stage, status=s.status, seconds=round(s.seconds, 3), **{k: getattr(s, k) for k in keys}) for s in self.stages]
-        return dict(run=self.run, status=self.status, metrics=self.metrics, stages=stages, models=self.models)
+        return dict(run=self.run, status=self.status, metrics=self.metrics, gates=self.gates, stages=stages, models=self.models)
 
 # %% ../nbs/api/09_run.ipynb #14e42012
 class ActiveRun:
@@ -172,7 +173,7 @@ def accept_cached(sch:Scheduler, run:ActiveRun, steps:list):
     "Nothing to do: take the outputs of the stage runs that did it; one transaction for all"
     if steps: sch.ws.ledger.add_stages(run.id, [cached_row(o.stage, o.hit, components=o.components) for o in steps])
     for o in steps:
-        done = StageResult(o.stage, 'cached', metrics=o.hit['metrics'] or {}, executed=o.hit['notebook_path'] or '')
+        done = StageResult(o.stage, 'cached', metrics=o.hit['metrics'] or {}, executed=o.hit['notebook_path'] or '', gates=o.hit['gates'] or [])
         accept(sch, run, o, o.outputs, done)
 
 # %% ../nbs/api/09_run.ipynb #66163942
@@ -284,7 +285,7 @@ def finish(sch:Scheduler, id:str, result:dict):
     if result['status'] != 'completed': return fail(sch, run, work.step, result)
     sch.done.add(work.step.fingerprint)
     done = StageResult(work.stage.name, 'completed', result['seconds'], result['peak_mb'], result['metrics'], work.step.causes,
-        executed=result['executed'], **way_of(result))
+        executed=result['executed'], gates=result['gates'], **way_of(result))
     accept(sch, run, work.step, result['outputs'], done)
 
 # %% ../nbs/api/09_run.ipynb #226b746a
@@ -415,8 +416,18 @@ def take_cached(run:ActiveRun, only:list):
             where=str(run.pipeline.folder), remedy=f"run without --only, or with --only {step.stage} before")
         if step.status == 'cached': run.made[step.stage] = step.outputs
 
+# %% ../nbs/api/09_run.ipynb #afa8c0fa
+def take_made(
+    run:ActiveRun,
+    made:dict, # {stage: {parameter: Artifact}}
+):
+    "For a run of some stages upon what earlier stage runs made"
+    needed = {o for s in run.pending for o in run.pipeline.parents(s)} - run.pending
+    for o in sorted(needed - made.keys()): raise PipelineError(f"nothing that {o} made is known", where=str(run.pipeline.folder), remedy="run the whole pipeline")
+    run.made.update({k: v for k,v in made.items() if k in run.pipeline.stages and k not in run.pending})
+
 # %% ../nbs/api/09_run.ipynb #b3b3bdb3
-def start_runs(ws:Workspace, pipeline, params:dict, each:dict, only:list, force:bool)->list: # of ActiveRun
+def start_runs(ws:Workspace, pipeline, params:dict, each:dict, only:list, force:bool, made:dict=None)->list: # of ActiveRun
     "Check everything, then note in the ledger that the runs start"
     if not isinstance(params or {}, dict): raise ParameterError(f"parameters are {{name: value}}, not {type(params).__name__}", remedy="give a dict")
     combos = each_params(pipeline, each or {})
@@ -425,8 +436,9 @@ def start_runs(ws:Workspace, pipeline, params:dict, each:dict, only:list, force:
     for i,p in enumerate(bound):
         only_ = [find_stage(p, o) for o in ([only] if isinstance(only, str) else only or ())]
         planner = Planner(ws, p, (only_ or p.stages) if force else ())
-        runs.append(ActiveRun(planner, only_, i==len(bound)-1, combos[i]))
-        if only_: take_cached(runs[-1], only_)
+        runs.append(ActiveRun(planner, only_, made is None and i==len(bound)-1, combos[i]))
+        if made is not None: take_made(runs[-1], made)
+        elif only_: take_cached(runs[-1], only_)
     return runs
 
 # %% ../nbs/api/09_run.ipynb #edf96231
@@ -449,7 +461,6 @@ def note_start(ws:Workspace, run:ActiveRun, known:dict, each:dict):
     "Write the start of a run into the ledger; `known` are its circumstances"
     run.command = known['command']
     run.id = ws.ledger.start_run(run.pipeline.name, params=run.params, each=each or None, **known)
-    enter(ws)
 
 # %% ../nbs/api/09_run.ipynb #cd4c3144
 def coming(
@@ -516,28 +527,25 @@ def run(
     listener=lambda kind, run, stage=None, data=None: None, # is told all that happens
     command:str='', # as typed, for the ledger
     variables:dict=None, # environment variables that each stage run gets
+    made:dict=None, # {stage: {parameter: Artifact}}: with `only`, what the stages above have made, if not what they would make now; nothing is published
 )->list: # of RunResult; one unless `each` is given
     "Run a pipeline"
-    ws,again,runs,jobs = Workspace(settings, variables), '', [], settings.jobs if jobs is None else jobs
+    ws,again,jobs = Workspace(settings, variables), '', settings.jobs if jobs is None else jobs
     if jobs < 1: raise ParameterError(f"{jobs} jobs at a time", where='jobs', remedy='1 or more')
     with signals_as_interrupt():
         try:
             check_engine(settings)
             p = load_pipeline(settings, pipeline)
             again = command = without_secrets(command, p, params)
-            ws.variables = {**tracking_variables(settings, p.name), **ws.variables}
+            runs = []
             with LocalExecutor(jobs, coming=lambda: coming(p, runs)) as executor:
-                if force or not settings.state.exists(): executor.expect(dict(engine=settings.engine, seed=settings.seed, env=ws.variables)) # there will be something to run
-                runs += start_runs(ws, p, params, each, only, force)
+                if force or not settings.state.exists(): executor.expect(dict(engine=settings.engine, seed=settings.seed)) # there will be something to run
+                runs += start_runs(ws, p, params, each, only, force, made)
                 clean_up_after_the_dead(ws)
-                prepare(ws, p)
                 known = circumstances(ws, command)
-                nudge(settings, patience=3)
                 execute_runs(ws, runs, executor, listener, lambda run: note_start(ws, run, known, each))
             for o in runs: o.models = hand_on(ws, o) if o.result().status == 'completed' else []
         except KeyboardInterrupt: raise Stopped("the run was stopped",
             remedy=f"the same command carries on: finished stages are not run again\n    {again}".rstrip()) from None
-        finally:
-            ws.digests.flush()
-            if runs: nudge(settings)
+        finally: ws.digests.flush()
     return [o.result() for o in runs]

@@ -15,6 +15,7 @@ from pathlib import Path
 from .core import NotebookError, digest_bytes, digest_json
 from .notebook import Notebook, cell_text, cell_tree, read_notebook, tree_text
 from .parameters import Param, bind, check_tagged, check_value, out_types, path_types, read_params, to_json, to_source
+from .verdict import is_gate
 from .code import CodeIndex, definitions, trace, unpickles
 
 # %% ../nbs/api/06_stage.ipynb #0d689401
@@ -137,7 +138,7 @@ def _is_param(node, params:dict)->bool:
 def cell_digests(stage:Stage)->list: # [[index, digest]]
     "The digest of each code cell, leaving parameters out"
     def text(cell):
-        if 'parameters' not in cell.tags: return cell_text(cell.source)
+        if 'parameters' not in cell.tags: return cell_text(cell.source) + (f"#| gate {cell.directives.get('gate', '')}" if is_gate(cell) else '')
         return '\n'.join(tree_text(o) for o in cell_tree(cell.source)[0].body if not _is_param(o, stage.params))
     texts = [(o.index, text(o)) for o in stage.nb.code if 'injected-parameters' not in o.tags]
     return [[i, digest_bytes(t.encode())[:20]] for i,t in texts if t]

@@ -43,6 +43,7 @@ stage_columns = dict(
     peak_mb=float, pss_mb=float, # the most memory it held; its proportional share of memory when it ended
     params=dict, metrics=dict, # {name: value}
     steps=dict, # {name: [[step, value]]} of what was reported on the way
+    gates=dict, # [{name, cell, ok, text, rule, figures, value}]: what its gates said, where it has any
     inputs=dict, outputs=dict, # {parameter: {digest, name, size, kind, path}}; an input from outside is of kind source, and has `kept`, an artifact, if it is in the store; an output that is a model package has `model`
     code=dict, # the source notebook and the project's files that it reaches, an artifact
     executed=dict, # the executed notebook, an artifact

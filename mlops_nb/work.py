@@ -25,6 +25,7 @@ from .plan import Planner, Step, Workspace
 from .stage import Stage, param_values
 from .store import hold
 from .tables import NoSuchRun, code_param
+from .verdict import let_gates_fail, outcomes
 
 # %% ../nbs/api/08a_work.ipynb #9f8ad5b9
 def secret_values(settings, stage:Stage)->dict: # {name: value}
@@ -179,7 +180,7 @@ def write_prepared(work:Work)->Path:
         work.folder.mkdir(parents=True, exist_ok=True)
         work.lock = hold(work.folder)
         for k in work.stage.outs: work.out(k).parent.mkdir(parents=True, exist_ok=True)
-        dest.write_text(json.dumps(inject(work.stage.nb, injected_source({**paths(work), **plain}, work.secrets))), 'utf-8') # needn't outlive this process
+        dest.write_text(json.dumps(let_gates_fail(inject(work.stage.nb, injected_source({**paths(work), **plain}, work.secrets)))), 'utf-8') # needn't outlive this process
     return dest
 
 # %% ../nbs/api/08a_work.ipynb #639ff3d7
@@ -289,12 +290,12 @@ def source_cell(work:Work, n:int)->int:
     return n if n <= at else max(n-1, 1)
 
 # %% ../nbs/api/08a_work.ipynb #3b34caa0
-def recorded(work:Work)->dict: # metrics: {name: number}, steps: {name: [[step, number]]}
-    "What the executed notebook recorded and reported"
+def recorded(work:Work)->dict: # metrics: {name: number}, steps: {name: [[step, number]]}, gates: [outcome]
+    "What the executed notebook recorded and reported, and what its gates said"
     try:
-        nb,steps = read_notebook(work.executed).raw, {}
-        for name,step,value in reports_of(nb): steps.setdefault(name, []).append([int(step), value])
-        return dict(metrics=metrics_of(nb), steps=steps)
+        nb,steps = read_notebook(work.executed), {}
+        for name,step,value in reports_of(nb.raw): steps.setdefault(name, []).append([int(step), value])
+        return dict(metrics=metrics_of(nb.raw), steps=steps, gates=outcomes(nb))
     except (AttributeError, KeyError, TypeError, ValueError) as e: raise StageError("an output of the notebook looks like a record, but isn't {name: number}",
         where=str(work.executed), remedy="record with mlops_nb.record") from e
 
@@ -314,7 +315,7 @@ def gather(
     result:dict, # of the executor; grows by outputs (Artifacts), metrics, executed (a path) and notebook (an Artifact)
 ):
     "Check and store what a stage run made; what is wrong with that is the stage's failure"
-    result.update(executed='', notebook=None, metrics={}, steps={}, outputs={})
+    result.update(executed='', notebook=None, metrics={}, steps={}, gates=[], outputs={})
     try:
         result['notebook'] = keep_notebook(work)
         if result['notebook']: result.update(executed=str(work.executed), **recorded(work))
@@ -336,7 +337,7 @@ def end_work(
     outputs = {k: {**vars(v), 'path': work.stage.text(k), **(dict(model=True) if k in work.stage.of_type('Model') else {})} for k,v in result['outputs'].items()}
     work.ws.ledger.end_stage(work.id, result['status'], inputs=input_rows(work), code=work.kept.get(code_param), outputs=outputs, executed=result['notebook'] and vars(result['notebook']),
         notebook_path=result['executed'] and os.path.relpath(result['executed'], root),
-        **{k: result.get(k) for k in ('seconds','cpu_seconds','peak_mb','pss_mb','rung','shared_cells','metrics','steps','error')}, rung_why=result.get('why'))
+        **{k: result.get(k) for k in ('seconds','cpu_seconds','peak_mb','pss_mb','rung','shared_cells','metrics','steps','gates','error')}, rung_why=result.get('why'))
     leave(work)
     return result
 
