@@ -109,7 +109,7 @@ def keep_input(
     pattern = is_glob(source.local) and not os.path.exists(source.local)
     paths = sorted(o for o in glob.glob(source.local, recursive=True) if os.path.isfile(o)) if pattern else [source.local]
     ws.kept[source.digest] = None
-    if sum(map(size_of, paths)) > limit: return None
+    if sum(map(size_of, paths)) > limit and not source.path.startswith('models:'): return None # a model is in the store anyway
     dest = Path(tmp)/'input'
     with writing(dest, 'the temporary folder'): path = _gathered(Path(_glob_root(source.local)), paths, dest) if pattern else source.local
     artifact = artifact_of(path, digests=ws.digests)

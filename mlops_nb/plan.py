@@ -9,6 +9,7 @@ __all__ = ['Workspace', 'read_code', 'Step', 'Planner', 'why', 'artifacts', 'loo
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from .code import CodeIndex
 from .pipeline import Pipeline, bind_pipeline, load_pipeline
@@ -38,6 +39,12 @@ class Workspace:
     def kept(self)->dict: return {} # {digest of what a stage run is made from: the artifact that holds it}
     @property
     def remote(self)->Path: return self.settings.state/'cache'/'remote'
+    def model(self,
+        name:str, # of a registered model
+        ref:str, # a version or an alias
+    )->Path: # an empty folder where there is none
+        "The package of a model"
+        return import_module('mlops_nb.promote').package_path(self, name, ref) # a room far above, which knows who is champion
 
 # %% ../nbs/api/07a_plan.ipynb #4b8ce205
 def read_code(
@@ -91,7 +98,7 @@ class Planner:
 
     def _open(self, name):
         s = self.pipeline.stages[name]
-        def source(k, path): return open_source(path, self.ws.digests.digest, self.ws.remote, s.nb.where(s.params[k].cell))
+        def source(k, path): return open_source(path, self.ws.digests.digest, self.ws.remote, s.nb.where(s.params[k].cell), self.ws.model)
         return {k: source(k, path) for k,path in self.pipeline.sources(name).items()}
 
     def inputs(self, name:str, made:dict)->dict:

@@ -97,7 +97,7 @@ def _outside_input(ws:Workspace, row:dict, name:str)->str:
     if o.get('kept') and ws.store.has(Artifact(**o['kept'])):
         path = str(ws.store.path(Artifact(**o['kept'])))
         return os.path.join(path, os.path.relpath(o['path'], _glob_root(o['path']))) if is_glob(o['path']) and o['kept']['kind'] == 'folder' else path
-    now = open_source(o['path'], ws.digests.digest, ws.remote, where)
+    now = open_source(o['path'], ws.digests.digest, ws.remote, where, ws.model)
     if now.digest == o['digest']: return now.local
     raise StoreError(f"the input {o['path']} has changed since, and was too large to be kept", where=where, remedy="put the file of then in its place; keep_inputs in settings.ini says how large what is kept may be")
 

@@ -58,8 +58,8 @@ class Stage:
 
 # %% ../nbs/api/06_stage.ipynb #22295c0a
 def is_url(path:str)->bool: 
-    "Is it `scheme://…`?"
-    return bool(re.match(r'[a-zA-Z][\w+.-]+://', path))
+    "Is it `scheme://…`, or a model of the registry, `models:/…`?"
+    return bool(re.match(r'[a-zA-Z][\w+.-]+://|models:/', path))
 
 # %% ../nbs/api/06_stage.ipynb #2bcd8536
 def place(path:str, folder)->str: 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['run_columns', 'stage_columns', 'artifact_columns', 'edge_columns', 'event_columns', 'claim_columns',
-           'environment_columns', 'tracked_columns', 'version', 'tables', 'notebook_param', 'code_param', 'known',
-           'checked', 'as_rows', 'stamp', 'insert_new', 'NoSuchRun', 'matching', 'find_row', 'as_artifact', 'add_edges',
-           'plain_artifacts']
+           'environment_columns', 'alias_columns', 'tracked_columns', 'version', 'tables', 'notebook_param',
+           'code_param', 'known', 'checked', 'as_rows', 'stamp', 'insert_new', 'NoSuchRun', 'matching', 'find_row',
+           'as_artifact', 'add_edges', 'plain_artifacts']
 
 # %% ../nbs/api/03c_tables.ipynb #7fe258c4
 import re
@@ -61,6 +61,7 @@ edge_columns = dict(stage_run_id=str, direction=str, param=str, digest=str, path
 event_columns = dict(id=int, time=str, kind=str, run_id=str, stage_run_id=str, data=dict)
 claim_columns = dict(fingerprint=str, owner=dict, taken=str, beat=str)
 environment_columns = dict(digest=str, packages=dict, created=str)
+alias_columns = dict(name=str, alias=str, version=int, package=dict, state=str, event=int, time=str) # which version of a model has an alias; state: is the registry in step?
 tracked_columns = dict(id=str, target=str, mlflow_id=str, state=str, time=str) # what a tracking server knows of a run, a stage run or a study
 
 # %% ../nbs/api/03c_tables.ipynb #c2803713
@@ -73,6 +74,7 @@ tables = dict(
     events=Table(event_columns, indexes=(('run_id',), ('kind',))),
     claims=Table(claim_columns, key=('fingerprint',)),
     environments=Table(environment_columns, key=('digest',)),
+    aliases=Table(alias_columns, key=('name','alias')),
     tracked=Table(tracked_columns, key=('id','target'), indexes=(('target','state'),)))
 
 # %% ../nbs/api/03c_tables.ipynb #3d0dc318
