@@ -21,11 +21,13 @@ from .study import load_study, studies_of
 # %% ../nbs/api/10f_report.ipynb #c3bdd522
 def check_parts(
     names:tuple=('matplotlib','nbconvert','optuna'), # modules
+    what:str='the report of a study', # needs them
+    extra:str='tune', # of mlops_nb, that brings them
 ):
     "Refuse to begin where a part isn't installed"
     from importlib.util import find_spec
     missing = [o for o in names if not find_spec(o)]
-    if missing: raise ConfigError(f"the report of a study needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed", remedy='pip install "mlops_nb[tune]"')
+    if missing: raise ConfigError(f"{what} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed", remedy=f'pip install "mlops_nb[{extra}]"')
 
 # %% ../nbs/api/10f_report.ipynb #39817377
 def file_name(
@@ -40,9 +42,9 @@ def file_name(
 def report_folder(settings)->Path: return settings.state/'reports'/'studies'
 
 # %% ../nbs/api/10f_report.ipynb #8519ca8d
-def report_notebook(settings)->Path:
-    "The notebook that tells of a study: the project's own, or ours"
-    for o in (Path(settings.nbs)/'reports'/'study.ipynb', library_root()/'nbs'/'reports'/'study.ipynb'):
+def report_notebook(settings, name:str='study.ipynb')->Path:
+    "The notebook that tells of a study, or of something else: the project's own, or ours"
+    for o in (Path(settings.nbs)/'reports'/name, library_root()/'nbs'/'reports'/name):
         if o.is_file(): return o
     raise ConfigError("the notebook of reports is missing", where=str(library_root()), remedy='install mlops_nb from a wheel or a clone')
 
