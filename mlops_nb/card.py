@@ -6,15 +6,16 @@
 __all__ = ['stage_facts', 'last_gates', 'run_facts', 'card_facts', 'execute_card', 'markdown_of', 'card_folder', 'write_card',
            'make_card', 'model_card']
 
-# %% ../nbs/api/14d_card.ipynb #24af60ed
+# %% ../nbs/api/14d_card.ipynb #20754f6e
 import json, shutil, tempfile
 from pathlib import Path
-from .core import ConfigError, ModelError, StageError, atomic_copy, atomic_write, new_id, writing
+from .core import ConfigError, StageError, atomic_copy, atomic_write, new_id, writing
 from .engine import execute
 from .gate import size_mb
 from .notebook import inject, read_notebook, write_notebook
 from .parameters import injected_source
 from .promote import history, holder, workplace
+from .registry import Registry, parse_ref
 from .report import check_parts, file_name, page_of, report_notebook, told_sections
 
 # %% ../nbs/api/14d_card.ipynb #8061b205
@@ -37,18 +38,18 @@ def run_facts(run:dict)->dict:
     "What a run tells a card"
     return dict(id=run['id'], started=run['started'][:19].replace('T',' '), by=f"{run['username']} on {run['host']}", commit=run['git_commit'], dirty=run['git_dirty'], command=run['command'])
 
-# %% ../nbs/api/14d_card.ipynb #03bce4fa
+# %% ../nbs/api/14d_card.ipynb #ebfb92ca
 def card_facts(
     ws, # `Workspace`
     version, # `Version`
 )->dict: # JSON
     "All that a card tells"
-    run,path,row = ws.ledger.run(version.run), ws.store.path(version.artifact), holder(ws, version.name)
+    run,path,row = ws.ledger.run(version.run), Registry(ws).package_path(version), holder(ws, version.name)
     rows = ws.ledger.stage_runs(run['id'])
     events = [o for o in history(ws, version.name) if version.number in (o['data'].get('to'), o['data'].get('from'))]
     about = json.loads((path/'about.json').read_text('utf-8'))
     told = {k: about[k] for k in ('purpose','limits','predict','columns','facts','requirements')}
-    return dict(name=version.name, version=version.number, champion=bool(row and row['version'] == version.number), registered=run['ended'] and run['ended'][:19].replace('T',' '), digest=version.digest, size_mb=size_mb(path),
+    return dict(name=version.name, version=version.number, champion=bool(row and row['version'] == version.number), registered=version.created[:19].replace('T',' '), digest=version.digest, size_mb=size_mb(path),
         gates=last_gates(rows, [o for o in events if o['data'].get('to') == version.number]), run=run_facts(run), history=[dict(time=o['time'], what=o['data'].get('why', o['kind']), **o['data']) for o in events], **stage_facts(rows), **told)
 
 # %% ../nbs/api/14d_card.ipynb #e49dddef
@@ -95,7 +96,7 @@ def write_card(folder:Path, version):
     for k,v in files.items(): atomic_write(folder/k, v)
     atomic_write(folder/'card.md', text)
 
-# %% ../nbs/api/14d_card.ipynb #8d6d503d
+# %% ../nbs/api/14d_card.ipynb #a9b944ef
 def make_card(
     ws, # `Workspace`
     version, # `Version`
@@ -105,18 +106,17 @@ def make_card(
     folder = card_folder(ws.settings, version)
     with writing(folder, 'the card', ConfigError):
         folder.mkdir(parents=True, exist_ok=True)
-        execute_card(ws.settings, card_facts(ws, version), ws.store.path(version.artifact), folder/'card.ipynb')
+        execute_card(ws.settings, card_facts(ws, version), Registry(ws).package_path(version), folder/'card.ipynb')
         write_card(folder, version)
     return folder/'card.html', folder/'card.md'
 
-# %% ../nbs/api/14d_card.ipynb #eebe8ccd
+# %% ../nbs/api/14d_card.ipynb #d8032296
 def model_card(
     settings,
-    ref:str, # NAME, NAME@champion or NAME@3; without a version: the champion, else the latest
+    ref:str, # NAME, NAME@champion or NAME/3; without a version: the champion, else the latest
 )->tuple: # paths of the page and of the text
     "Make the card of a registered model"
     ws,registry = workplace(settings)
-    name,_,which = ref.partition('@')
-    if not name: raise ModelError("no model is named", remedy="mlops-nb card NAME, or NAME@3")
+    name,which = parse_ref(ref)
     row = holder(ws, name)
     return make_card(ws, registry.version(name, which or (row['version'] if row else 'latest')))

@@ -8,7 +8,7 @@ __all__ = ['kinds', 'holder', 'move', 'package_path', 'version_package', 'histor
            'check_override', 'judged', 'promote', 'workplace', 'settle', 'rollback', 'audit', 'evidence_text',
            'audit_table', 'promotion_text']
 
-# %% ../nbs/api/14c_promote.ipynb #e5933fc0
+# %% ../nbs/api/14c_promote.ipynb #b8b171d7
 import os, socket
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +16,8 @@ from .content import Artifact
 from .core import ModelError, ParameterError, StoreError
 from .pipeline import load_pipeline
 from .plan import Workspace
-from .records import _username
+from .records import _username, patch
+from .registry import Registry, answering
 from .run import run as run_pipeline
 from .tables import as_rows, insert_new, stamp
 from .verdict import all_hold, gates_of
@@ -69,10 +70,9 @@ def package_path(
     empty.mkdir(parents=True, exist_ok=True)
     return empty
 
-# %% ../nbs/api/14c_promote.ipynb #c04a19d2
+# %% ../nbs/api/14c_promote.ipynb #e9f1af46
 def version_package(ws, name:str, ref:str)->dict|None:
     "The package of any other version: the registry knows"
-    from mlops_nb.registry import Registry
     return vars(Registry(ws).version(name, ref).artifact)
 
 # %% ../nbs/api/14c_promote.ipynb #10536ace
@@ -98,7 +98,26 @@ def champions(
         elif o['kind'] == 'rolled_back': line.pop()
     return [dict(version=o['to'], digest=o['digest']) for o in line]
 
-# %% ../nbs/api/14c_promote.ipynb #f7038043
+# %% ../nbs/api/14c_promote.ipynb #d1318c92
+@patch
+def alias(self:Registry, name:str, alias:str)->int|None: 
+    "The version that has an alias in the registry"
+    return next((o.number for o in self.versions(name) if alias in o.aliases), None)
+
+# %% ../nbs/api/14c_promote.ipynb #a649ded1
+@patch
+def set_alias(self:Registry, name:str, alias:str, version:int):
+    "Let an alias mean a version"
+    with answering(self.settings): self.client.set_registered_model_alias(name, alias, str(version))
+
+# %% ../nbs/api/14c_promote.ipynb #8b1663e6
+@patch
+def drop_alias(self:Registry, name:str, alias:str, version:int):
+    "Take an alias from a version, if it has it"
+    if self.alias(name, alias) != version: return
+    with answering(self.settings): self.client.delete_registered_model_alias(name, alias)
+
+# %% ../nbs/api/14c_promote.ipynb #cc48accf
 def bring_in_step(
     ws, # `Workspace`
     registry, # `Registry`
@@ -112,7 +131,7 @@ def bring_in_step(
         with ws.ledger.db.write() as c:
             if c.execute(t.update().where(*same).values(state='in step')).rowcount: return
 
-# %% ../nbs/api/14c_promote.ipynb #f533217d
+# %% ../nbs/api/14c_promote.ipynb #502241b7
 def repair(
     ws, # `Workspace`
     registry, # `Registry`
@@ -131,19 +150,19 @@ def repair(
     bring_in_step(ws, registry, name)
     return f"version {alias} of {name} was champion already, and nobody here had promoted it: it was taken over"
 
-# %% ../nbs/api/14c_promote.ipynb #58eec2c2
+# %% ../nbs/api/14c_promote.ipynb #0d558097
 def who()->dict: # {who, host}
     "Who does this, and where"
     return dict(who=_username(), host=socket.gethostname())
 
-# %% ../nbs/api/14c_promote.ipynb #1af411ea
+# %% ../nbs/api/14c_promote.ipynb #234f266d
 def gated(
     pipeline, # `Pipeline`
 )->list: # names, in order
     "The stages with gates"
     return [o for o in pipeline.order if gates_of(pipeline.stages[o].nb)]
 
-# %% ../nbs/api/14c_promote.ipynb #30dcfbe9
+# %% ../nbs/api/14c_promote.ipynb #97e4870a
 def params_again(
     run:dict, # a row of the ledger
     pipeline,
@@ -155,7 +174,7 @@ def params_again(
         return stage in stages and name in stages[stage].params and name not in stages[stage].secrets
     return {k: v for k,v in (run['params'] or {}).items() if known(k)}
 
-# %% ../nbs/api/14c_promote.ipynb #382445db
+# %% ../nbs/api/14c_promote.ipynb #d0d6c277
 @dataclass
 class Judgement:
     "What the gates say of a version"
@@ -169,7 +188,7 @@ class Judgement:
     @property
     def refusing(self)->list: return [o for o in self.gates if not o['ok']]
 
-# %% ../nbs/api/14c_promote.ipynb #5c39b5ef
+# %% ../nbs/api/14c_promote.ipynb #c9074c36
 def strayed(
     rows:list, # stage runs of the gates
     made:dict, # {stage: {parameter: Artifact}} of the version's run
@@ -180,13 +199,13 @@ def strayed(
     return next((f"{o['stage']} read {a['path']} as it was made by no stage of that run" for o in rows for a in (o['inputs'] or {}).values()
                  if a['kind'] != 'source' and a['digest'] not in of_run | of_gates), '')
 
-# %% ../nbs/api/14c_promote.ipynb #f9c8b8fe
+# %% ../nbs/api/14c_promote.ipynb #4513ffd5
 def made_by(rows:list, but=())->dict: # {stage: {parameter: Artifact}}
     "What the stage runs of a run made"
     def artifact(o): return Artifact(**{k: o[k] for k in ('digest','name','size','kind')})
     return {o['stage']: {k: artifact(v) for k,v in o['outputs'].items()} for o in rows if o['outputs'] and o['stage'] not in but}
 
-# %% ../nbs/api/14c_promote.ipynb #928020dc
+# %% ../nbs/api/14c_promote.ipynb #e06d5d73
 def quiet(kind, run, stage=None, data=None): "A listener that says nothing"
 
 def judge(
@@ -207,7 +226,7 @@ def judge(
     return Judgement(r.run, {o['stage']: o['id'] for o in asked}, {o['stage']: {k: a['digest'] for k,a in (o['inputs'] or {}).items()} for o in asked}, r.gates,
         failed or strayed(asked, made_by(rows)))
 
-# %% ../nbs/api/14c_promote.ipynb #3936f8bc
+# %% ../nbs/api/14c_promote.ipynb #072c792a
 @dataclass
 class Promotion:
     "What came of a promotion or a rollback"
@@ -222,17 +241,17 @@ class Promotion:
     repaired:str='' # what had to be set right before
     def as_json(self)->dict: return asdict(self)
 
-# %% ../nbs/api/14c_promote.ipynb #62e016e0
+# %% ../nbs/api/14c_promote.ipynb #42637829
 def evidence(j:Judgement)->dict: 
     "What the ledger remembers of a judgement"
     return dict(gates=[{k: o[k] for k in ('stage','name','ok','text','rule','figures','value')} for o in j.gates], evidence_run=j.run, stage_runs=j.stage_runs, inputs=j.inputs, problem=j.problem)
 
-# %% ../nbs/api/14c_promote.ipynb #817659e9
+# %% ../nbs/api/14c_promote.ipynb #bee81a97
 def check_override(override:bool, reason:str):
     "Refuse an override without a reason"
     if override and not reason.strip(): raise ParameterError("an override needs a reason, which the audit will tell", where='promote', remedy='--override --reason "…"')
 
-# %% ../nbs/api/14c_promote.ipynb #2f60227a
+# %% ../nbs/api/14c_promote.ipynb #a1ce8372
 def judged(ws, version, override:bool, command:str, listener)->Judgement:
     "The judgement; with an override, also where there can be none"
     try: return judge(ws, version, command, listener)
@@ -240,7 +259,7 @@ def judged(ws, version, override:bool, command:str, listener)->Judgement:
         if not override: raise
         return Judgement(problem=e.what)
 
-# %% ../nbs/api/14c_promote.ipynb #468d147a
+# %% ../nbs/api/14c_promote.ipynb #720418c8
 def promote(
     settings,
     name:str, # of a model
@@ -257,21 +276,20 @@ def promote(
     row = holder(ws, name)
     before = row['version'] if row else None
     if before == v.number: return Promotion(name, 'unchanged', v.number, before, before, repaired=repaired)
-    ws.store.verify(v.artifact)
+    registry.package_path(v) # its digest is right
     registry.set_alias(name, 'challenger', v.number)
     j = judged(ws, v, override, command, listener)
     done = settle(ws, registry, v, before, j, override, reason)
     done.repaired = repaired
     return done
 
-# %% ../nbs/api/14c_promote.ipynb #788047e3
+# %% ../nbs/api/14c_promote.ipynb #a482e485
 def workplace(settings)->tuple: # (Workspace, Registry)
     "Ledger, store and registry"
-    from mlops_nb.registry import Registry
     ws = Workspace(settings)
     return ws, Registry(ws)
 
-# %% ../nbs/api/14c_promote.ipynb #2acd6c43
+# %% ../nbs/api/14c_promote.ipynb #3f2e268a
 def settle(ws, registry, v, before:int|None, j:Judgement, override:bool, reason:str)->Promotion:
     "Move the alias, or say why not; either way it is remembered"
     told = dict(**who(), override=override, reason=reason, run=v.run) | evidence(j)
@@ -285,7 +303,7 @@ def settle(ws, registry, v, before:int|None, j:Judgement, override:bool, reason:
     registry.drop_alias(v.name, 'challenger', v.number)
     return Promotion(v.name, 'promoted', v.number, v.number, before, j, override, reason)
 
-# %% ../nbs/api/14c_promote.ipynb #f3affa48
+# %% ../nbs/api/14c_promote.ipynb #4f7f0efc
 def rollback(
     settings,
     name:str, # of a model
@@ -297,13 +315,13 @@ def rollback(
     if not row: raise ModelError(f"{name} has no champion", remedy=f"mlops-nb promote {name}")
     if len(line) < 2: raise ModelError(f"version {row['version']} of {name} is the first champion: there is nobody before it", remedy=f"mlops-nb promote {name} --version N")
     v = registry.version(name, line[-2]['version'])
-    ws.store.verify(v.artifact)
+    registry.package_path(v) # its digest is right
     if move(ws, name, row['version'], v.number, vars(v.artifact), 'rolled_back', v.run, **who(), reason=reason, run=v.run) is None:
         return Promotion(name, 'overtaken', v.number, holder(ws, name)['version'], row['version'], repaired=repaired)
     bring_in_step(ws, registry, name)
     return Promotion(name, 'rolled_back', v.number, v.number, row['version'], reason=reason, repaired=repaired)
 
-# %% ../nbs/api/14c_promote.ipynb #01e52c1f
+# %% ../nbs/api/14c_promote.ipynb #ece624a6
 def audit(
     settings,
     name:str, # of a model
@@ -314,7 +332,7 @@ def audit(
     if not found: raise ModelError(f"nothing has happened to the champion of {name}: it was never promoted", remedy=f"mlops-nb promote {name}; `mlops-nb models` lists what there is")
     return found
 
-# %% ../nbs/api/14c_promote.ipynb #2ddbd4ec
+# %% ../nbs/api/14c_promote.ipynb #ae07a857
 def evidence_text(
     o:dict, # a line of the audit
 )->str:
@@ -324,7 +342,7 @@ def evidence_text(
     said = [f"{sum(g['ok'] for g in gates)} of {len(gates)} gates hold"]*bool(gates) + refusing + [o['problem']]*bool(o.get('problem')) + [f"OVERRIDE: {o['reason']}" if o.get('override') else o.get('reason')]
     return '\n'.join(filter(None, said))
 
-# %% ../nbs/api/14c_promote.ipynb #f730bd11
+# %% ../nbs/api/14c_promote.ipynb #4fda98e5
 def audit_table(rows:list):
     "The audit as a table"
     from mlops_nb.show import table
@@ -333,7 +351,7 @@ def audit_table(rows:list):
     cells = [(o['time'][:19].replace('T',' '), o['what'].replace('_',' '), change(o), f"{o['who']}@{o['host']}" if o.get('who') else '', escape(evidence_text(o))) for o in rows]
     return table('', 'time', 'what', 'version', 'who', 'on what evidence', rows=cells)
 
-# %% ../nbs/api/14c_promote.ipynb #9342008f
+# %% ../nbs/api/14c_promote.ipynb #c465ad41
 def promotion_text(p:Promotion)->list: # lines
     "What came of it, in words"
     from mlops_nb.show import gate_text

@@ -1,9 +1,13 @@
 """Gates and promotions: a worse model is refused, two promotions at once, a kill in the middle, back again"""
-import json, os, subprocess, sys
+import os, signal, socket, subprocess, sys, urllib.request
+from contextlib import contextmanager
 
 import pytest
 
-from scratch import Project, code
+from mlops_nb.promote import history, holder, workplace
+from mlops_nb.registry import register_run
+from mlops_nb.report import outside_requests
+from scratch import Project, mark, until
 
 gates = '''#| gate Better than the naive forecast
 record(gain=0.1*quality)
@@ -39,3 +43,188 @@ def test_what_stands_above_a_gate_may_not_fail(tmp_path):
     assert p.run().code == 1
     row, = p.rows()
     assert row['status'] == 'failed' and [(o['ok'], o['text']) for o in row['gates']] == [(False, 'the notebook ended before it')]
+
+
+library = '''import numpy as np
+
+def predict(model, rows):
+    return model.predict(rows[['x']])
+'''
+train = '''import numpy as np, pandas as pd
+from sklearn.linear_model import LinearRegression
+from mlops_nb.package import save_model
+x = np.linspace(0, 1, 200)
+rows = pd.DataFrame(dict(x=x, kind=np.where(x > .5, 'big', 'small')))
+fitted = LinearRegression().fit(rows[['x']], 2*x + bias)
+p = save_model(model, fitted, 'judging:predict', rows.head(3)[['x']], reference=rows.assign(y=2*x), outcome='y', purpose='Doubles a <b>number</b>.', limits='Nothing but doubling.')
+record(bias=bias)'''
+compare = ['''from mlops_nb.gate import load_champion, paired_bootstrap
+from mlops_nb.package import load_package
+rows = load_package(model).reference
+def losses(p): return (p.predict(rows) - rows.y)**2
+mine, best = losses(load_package(model)), load_champion(champion)''', '''#| gate Better than nothing
+record(mse=mine.mean())
+assert mine.mean() < most, f"{mine.mean():.3g} is no better than {most}"''', '''#| gate Not worse than the champion
+gain = paired_bootstrap(losses(best), mine) if best else None
+assert gain is None or gain.high >= 0, f"the loss grew by {-gain.mean:.3g}"
+gain''']
+
+
+def registered(tmp_path, settings='', gates=compare):
+    "A project whose run makes a model, and gates that judge it"
+    p = Project(tmp_path/'p', settings=f'[DEFAULT]\n{settings}\n')
+    (p.folder/'judging.py').write_text(library)
+    p.stage('01_train', 'from mlops_nb import Model\nbias: float = 0.5\nmodel: Model = "data/model"', train)
+    p.stage('02_evaluate', 'model: In = "data/model"\nchampion: In = "models:/demo@champion"\nmost: float = 0.9\ndone: Out = "data/done.txt"', *gates, 'open(done, "w").write("done")')
+    return p
+
+
+def version_of(p, bias, *more): 
+    "Run with a bias; the number of the version that came of it"
+    run = p.ok('-p', f'bias={bias}', *more).json['run']
+    [(version, _)] = register_run(workplace(p.settings)[0], run)
+    return version.number
+
+
+def champion_of(p):
+    "Who is champion: for the ledger, and for the registry"
+    ws, registry = workplace(p.settings)
+    row = holder(ws, 'demo')
+    return row and row['version'], registry.alias('demo', 'champion')
+
+
+def script(p, body):
+    "A process that promotes, with something done to it on the way"
+    head = 'import os, signal, sys, time\nfrom pathlib import Path\nfrom mlops_nb import promote as p\nfrom mlops_nb.config import load_settings\nsettings = load_settings(".")\ndef die(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)\n'
+    return subprocess.Popen([sys.executable, '-c', head+body], cwd=p.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, mark: p.mark})
+
+
+@contextmanager
+def mlflow_server(folder):
+    "A real server of MLflow; its URL"
+    folder.mkdir()
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    line = ['-m', 'mlflow', 'server', '--backend-store-uri', f'sqlite:///{folder}/mlflow.db', '--artifacts-destination', str(folder/'artifacts'), '--host', '127.0.0.1', '--port', str(port), '--workers', '1']
+    def up():
+        assert server.poll() is None, (folder/'log').read_text()
+        try: return urllib.request.urlopen(f'http://127.0.0.1:{port}/health', timeout=5).status == 200
+        except OSError: return False
+    with open(folder/'log', 'w') as log:
+        server = subprocess.Popen([sys.executable, *line], cwd=folder, stdout=log, stderr=log, start_new_session=True, env={**os.environ, 'MLFLOW_DISABLE_TELEMETRY': 'true', 'DO_NOT_TRACK': 'true'})
+        try:
+            until(up, 120)
+            yield f'http://127.0.0.1:{port}'
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+@pytest.fixture(params=['sqlite', 'server'])
+def target(request, tmp_path):
+    "The setting for a registry: a file, or a server"
+    if request.param == 'sqlite':
+        yield ''
+        return
+    with mlflow_server(tmp_path/'server') as url: yield f'mlflow = {url}'
+
+
+def test_promote_refuse_roll_back_and_audit(tmp_path, target):
+    p = registered(tmp_path, target)
+    one = version_of(p, .5)
+    said = p.cli('promote', 'demo', '--json')
+    assert said.code == 0, said
+    assert said.json['status'] == 'promoted' and champion_of(p) == (one, one)
+    two, three = version_of(p, .1), version_of(p, .3)
+    worse = p.cli('promote', 'demo', '--version', str(three), '--json') # better than the first
+    assert worse.json['status'] == 'promoted' and champion_of(p) == (three, three)
+    bad = version_of(p, .8)
+    refused = p.cli('promote', 'demo')
+    assert refused.code == 1 and f'REFUSES  Not worse than the champion: the loss grew by' in refused.out and 'was refused; champion is version 3' in refused.out
+    assert champion_of(p) == (three, three)
+    assert p.cli('promote', 'demo', '--version', str(two), '--json').json['status'] == 'promoted' and champion_of(p) == (two, two)
+    assert p.cli('promote', 'demo', '--version', str(two), '--json').json['status'] == 'unchanged'
+    assert p.cli('rollback', 'demo', '--reason', 'pagers', '--json').json['champion'] == three and champion_of(p) == (three, three)
+    assert p.cli('rollback', 'demo', '--json').json['champion'] == one
+    end = p.cli('rollback', 'demo')
+    assert end.code == 2 and 'is the first champion' in end.err
+    assert 'override needs a reason' in p.cli('promote', 'demo', '--override').err
+    over = p.cli('promote', 'demo', '--version', str(bad), '--override', '--reason', 'the boss [says] so')
+    assert over.code == 0 and 'though the gates were overridden' in over.out and champion_of(p) == (bad, bad)
+    told = p.cli('audit', 'demo', '--json').json['history']
+    assert [(o['what'], o['from'], o['to']) for o in told] == [('promoted', None, one), ('promoted', one, three), ('refused', three, bad), ('promoted', three, two), ('rolled_back', two, three),
+        ('rolled_back', three, one), ('promoted', one, bad)]
+    assert told[2]['gates'][1]['text'].startswith('the loss grew') and told[2]['evidence_run'] and told[2]['inputs']['02_evaluate']['champion'] == told[1]['digest'] and told[4]['reason'] == 'pagers'
+    assert told[6]['override'] and told[6]['reason'] == 'the boss [says] so' and all(o['who'] and o['host'] and o['time'] for o in told)
+    text = p.cli('audit', 'demo').out
+    assert 'OVERRIDE: the boss [says] so' in text and 'Not worse than the champion' in text
+    assert "has no version 99" in p.cli('promote', 'demo', '--version', '99').err and "no model 'nobody'" in p.cli('promote', 'nobody').err
+    lineage = p.rows(stage='02_evaluate')[-1]['inputs']['champion']
+    assert lineage['path'] == 'models:/demo@champion' and lineage['kind'] == 'source'
+    assert p.quiet() == []
+
+
+def test_the_gates_judge_what_the_run_has_made(tmp_path):
+    p = registered(tmp_path)
+    one = version_of(p, .5)
+    source = (p.folder/'01_train.ipynb').read_text()
+    (p.folder/'01_train.ipynb').write_text(source.replace('2*x + bias', '2*x + 100*bias')) # what training would make today
+    (p.data/'done.txt').write_text('mine')
+    assert p.cli('promote', 'demo', '--json').json['status'] == 'promoted'
+    assert (p.data/'done.txt').read_text() == 'mine' and [o['status'] for o in p.rows(stage='01_train')] == ['completed'] # neither trained nor published
+    (p.folder/'02_evaluate.ipynb').write_text((p.folder/'02_evaluate.ipynb').read_text().replace('< most', '< 0.001')) # but the policy is that of today
+    p.cli('rollback', 'demo')
+    version_of(p, .2)
+    two = p.cli('promote', 'demo', '--json').json
+    assert [o['ok'] for o in two['judgement']['gates']] == [False, False]
+    (p.folder/'02_evaluate.ipynb').write_text((p.folder/'02_evaluate.ipynb').read_text().replace('#| gate', '# gate'))
+    none = p.cli('promote', 'demo')
+    assert none.code == 2 and 'has no gates' in none.err and champion_of(p) == (one, one)
+
+
+def test_of_two_at_once_one_wins(tmp_path):
+    p = registered(tmp_path)
+    first, second = version_of(p, .5), version_of(p, .4)
+    meet = 'settle = p.settle\ndef wait(*args):\n    Path(f"at{sys.argv[0]}{os.getpid()}.here").touch()\n    while len(list(Path(".").glob("at*.here"))) < 2: time.sleep(.01)\n    return settle(*args)\np.settle = wait\n'
+    both = [script(p, meet + f'print(p.promote(settings, "demo", {o}).status)') for o in (first, second)]
+    said = sorted(o.communicate(timeout=120)[0].strip() for o in both)
+    assert said == ['overtaken', 'promoted']
+    told = p.cli('audit', 'demo', '--json').json['history']
+    assert sorted(o['what'] for o in told) == ['overtaken', 'promoted']
+    winner = next(o['to'] for o in told if o['what'] == 'promoted')
+    assert champion_of(p) == (winner, winner) and p.quiet() == []
+
+
+@pytest.mark.parametrize('when, then', [('p.move = die', 1), ('from sqlalchemy import event\nfrom sqlalchemy.engine import Engine\nsettle = p.settle\ndef armed(*args):\n    event.listen(Engine, "commit", die)\n    return settle(*args)\np.settle = armed', 1),
+    ('p.bring_in_step = die', 2), ('p.Registry.drop_alias = die', 2)])
+@pytest.mark.parametrize('command', ['promote', 'rollback'])
+def test_a_kill_in_the_middle_is_all_or_nothing(tmp_path, when, then, command):
+    p = registered(tmp_path)
+    version_of(p, .5)
+    assert p.cli('promote', 'demo').code == 0
+    version_of(p, .1)
+    dead = script(p, when + '\np.promote(settings, "demo")')
+    assert dead.wait(120) == -9, dead.communicate()
+    ws, registry = workplace(p.settings)
+    assert holder(ws, 'demo')['version'] == then == len(history(ws, 'demo', 'promoted'))
+    said = p.cli(command, 'demo', '--json')
+    if command == 'promote': assert said.code == 0 and champion_of(p) == (2, 2) and said.json['status'] == ('promoted' if then == 1 else 'unchanged')
+    else: assert champion_of(p) == (1, 1) and said.code == (2 if then == 1 else 0)
+    assert len(history(ws, 'demo', 'promoted')) == (2 if command == 'promote' else then)
+    assert p.quiet() == []
+
+
+def test_a_card_tells_what_is_known(tmp_path):
+    p = registered(tmp_path)
+    version_of(p, .5)
+    p.cli('promote', 'demo')
+    done = p.cli('card', 'demo', '--json')
+    assert done.code == 0, done
+    page, text = (( p.root/done.json[o]).read_text() for o in ('page', 'markdown'))
+    assert outside_requests(page) == [] and '<script' not in page and '<b>number' not in page and 'Traceback' not in page
+    for o in ('In short', 'How it was made', 'Its gates', 'At its word', 'For whom', 'What it leans on', 'What it takes', 'Where it comes from', 'Its history', 'Limits'): assert f'>{o}<' in page and f'## {o}' in text, o
+    assert page.count('<img') == 2 and text.count('](card_files/') == 2 and 'Nothing but doubling' in text and 'Not worse than the champion' in text
+    folder = p.state/'cards'/'demo'/'1'
+    assert {o.name for o in folder.iterdir()} == {'card.ipynb', 'card.html', 'card.md', 'card_files'} and len(list((folder/'card_files').iterdir())) == 2
+    assert p.quiet() == []
