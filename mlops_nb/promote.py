@@ -339,7 +339,7 @@ def evidence_text(
     "On what evidence, in words"
     gates = o.get('gates') or []
     refusing = [f"{g['name']}: {g['text']}" for g in gates if not g['ok']]
-    said = [f"{sum(g['ok'] for g in gates)} of {len(gates)} gates hold"]*bool(gates) + refusing + [o['problem']]*bool(o.get('problem')) + [f"OVERRIDE: {o['reason']}" if o.get('override') else o.get('reason')]
+    said = [f"{sum(g['ok'] for g in gates)} of {len(gates)} gates hold"]*bool(gates) + refusing + [o.get('problem')] + [f"OVERRIDE: {o['reason']}" if o.get('override') else o.get('reason')]
     return '\n'.join(filter(None, said))
 
 # %% ../nbs/api/14c_promote.ipynb #4fda98e5

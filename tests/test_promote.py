@@ -196,9 +196,16 @@ def test_of_two_at_once_one_wins(tmp_path):
     assert champion_of(p) == (winner, winner) and p.quiet() == []
 
 
-@pytest.mark.parametrize('when, then', [('p.move = die', 1), ('from sqlalchemy import event\nfrom sqlalchemy.engine import Engine\nsettle = p.settle\ndef armed(*args):\n    event.listen(Engine, "commit", die)\n    return settle(*args)\np.settle = armed', 1),
-    ('p.bring_in_step = die', 2), ('p.Registry.drop_alias = die', 2)])
-@pytest.mark.parametrize('command', ['promote', 'rollback'])
+commit = """from sqlalchemy import event
+from sqlalchemy.engine import Engine
+settle = p.settle
+def armed(*args):
+    event.listen(Engine, "commit", die)
+    return settle(*args)
+p.settle = armed"""
+
+
+@pytest.mark.parametrize('when, then, command', [(commit, 1, 'promote'), (commit, 1, 'rollback'), ('p.bring_in_step = die', 2, 'promote'), ('p.bring_in_step = die', 2, 'rollback'), ('p.Registry.drop_alias = die', 2, 'promote')])
 def test_a_kill_in_the_middle_is_all_or_nothing(tmp_path, when, then, command):
     p = registered(tmp_path)
     version_of(p, .5)
