@@ -469,8 +469,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlops_nb/flights/scores.py'),
                                          'mlops_nb.flights.scores.flight_loss': ( 'pipelines/flights/evaluate.html#flight_loss',
                                                                                   'mlops_nb/flights/scores.py'),
-                                         'mlops_nb.flights.scores.gain_interval': ( 'pipelines/flights/evaluate.html#gain_interval',
-                                                                                    'mlops_nb/flights/scores.py'),
                                          'mlops_nb.flights.scores.scores': ( 'pipelines/flights/evaluate.html#scores',
                                                                              'mlops_nb/flights/scores.py')},
             'mlops_nb.flights.source': { 'mlops_nb.flights.source.add_scheduled': ( 'pipelines/flights/ingest.html#add_scheduled',

@@ -33,3 +33,13 @@ def test_it_beats_the_baseline_runs_only_what_changed_and_repeats_itself(project
     project.ok(*small, '--force')
     made = [(o['stage'], {k: v['digest'] for k, v in o['outputs'].items()}) for o in project.rows(status='completed')]
     assert dict(made[-6:]) == dict(made[:6]), 'the same fingerprint gives the same bytes'
+
+
+def test_a_worse_model_is_refused_by_name_of_the_gate(project):
+    [first] = project.ok(*small).json['models']
+    assert project.cli('promote', 'flights', '--json', timeout=300).json['status'] == 'promoted'
+    project.ok(*small, '-p', 'iterations=10', '-p', 'learning_rate=0.02') # has hardly begun to learn
+    refused = project.cli('promote', 'flights', '--json', timeout=300)
+    assert refused.code == 1 and refused.json['champion'] == first['version'] and refused.json['version'] == 2
+    assert 'Not worse than the champion' in [o['name'] for o in refused.json['judgement']['gates'] if not o['ok']]
+    assert project.quiet() == []
