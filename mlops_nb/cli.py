@@ -143,7 +143,8 @@ def tell_results(results):
 def model_text(o:dict)->str:
     "What became of a model package, in a line"
     if 'problem' in o: return f"The model is not registered: {o['problem']}\n  → {o['remedy']}"
-    return f"{'Registered' if o['new'] else 'Already registered'}: {o['name']} version {o['version']}"
+    card = f"\n  its card: {o['card']}" if o.get('card') else f"\n  it has no card: {o['card_problem']}" if o.get('card_problem') else ''
+    return f"{'Registered' if o['new'] else 'Already registered'}: {o['name']} version {o['version']}{card}"
 
 # %% ../nbs/api/21_cli.ipynb #c7adbea8
 def next_steps(results, command:str)->list: # lines
@@ -379,7 +380,9 @@ def models(
     from mlops_nb.plan import Workspace
     from mlops_nb.registry import Registry, models_rows, models_table, versions_table
     from mlops_nb.show import console
+    from mlops_nb.promote import repair
     registry = Registry(Workspace(settings_of(env)))
+    for o in [name] if name else registry.names(): repair(registry.ws, registry, o)
     found = registry.versions(name) if name else models_rows(registry)
     if as_json: return print_json(dict(versions=[o.as_json() for o in found]) if name else dict(models=found))
     if not found: return print("No models yet. A pipeline with a Model output registers one: mlops-nb run PIPELINE")

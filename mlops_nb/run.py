@@ -8,10 +8,10 @@ __all__ = ['after', 'StageResult', 'way_of', 'RunResult', 'ActiveRun', 'git_stat
            'fail', 'not_started', 'finish', 'under_way', 'turn', 'drive', 'beside', 'heartbeat', 'shared_ledger',
            'on_signals', 'signals_as_interrupt', 'stop', 'clean_up_after_the_dead', 'each_values', 'each_params',
            'take_cached', 'take_made', 'start_runs', 'without_secrets', 'circumstances', 'note_start', 'coming',
-           'execute_runs', 'hand_on', 'check_engine', 'run']
+           'execute_runs', 'told_card', 'hand_on', 'check_engine', 'run']
 
 # %% ../nbs/api/09_run.ipynb #edb42b92
-import math, shutil, signal, subprocess, tempfile, threading, time
+import math, os, shutil, signal, subprocess, tempfile, threading, time
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import product
@@ -492,6 +492,16 @@ def execute_runs(
         stop(sch, error_of(e) if isinstance(e, MlopsError) else None)
         raise
 
+# %% ../nbs/api/09_run.ipynb #da10cf66
+def told_card(
+    ws:Workspace,
+    version, # `Version`
+)->dict: # {card} or {card_problem}
+    "Have the card of a version made"
+    from importlib import import_module
+    try: return dict(card=os.path.relpath(import_module('mlops_nb.card').make_card(ws, version)[0], ws.settings.root)) # a room above, as before
+    except Exception as e: return dict(card_problem=e.what if isinstance(e, MlopsError) else f'{type(e).__name__}: {e}')
+
 # %% ../nbs/api/09_run.ipynb #8e74a901
 after = {'Model': 'mlops_nb.registry:register_run'} # {type of an output: function(Workspace, run id) that is told of a completed run that has one}
 
@@ -506,7 +516,7 @@ def hand_on(
     module,_,name = after['Model'].partition(':')
     try: found = getattr(import_module(module), name)(ws, run.id)
     except Exception as e: return [dict(problem=e.what if isinstance(e, MlopsError) else f'{type(e).__name__}: {e}', remedy=f'mlops-nb register {run.id}')]
-    return [dict(name=v.name, version=v.number, new=new) for v,new in found]
+    return [dict(name=v.name, version=v.number, new=new) | (told_card(ws, v) if new and ws.settings.cards else {}) for v,new in found]
 
 # %% ../nbs/api/09_run.ipynb #1373b550
 def check_engine(settings):

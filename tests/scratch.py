@@ -62,6 +62,7 @@ class Project:
         self.root, self.pipeline, self.mark = Path(root), pipeline, secrets.token_hex(8)
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root/'pyproject.toml').write_text('[project]\nname = "scratch"\nversion = "0"\n\n[tool.nbdev]\nnbs_path = "nbs"\n')
+        if 'cards' not in settings: settings = settings.replace('[DEFAULT]\n', '[DEFAULT]\ncards = no\n', 1) # each takes some seconds
         (self.root/'settings.ini').write_text(settings)
         self.folder.mkdir(parents=True)
 

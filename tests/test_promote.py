@@ -1,13 +1,13 @@
 """Gates and promotions: a worse model is refused, two promotions at once, a kill in the middle, back again"""
-import os, signal, socket, subprocess, sys, urllib.request
-from contextlib import contextmanager
+import os, subprocess, sys
 
 import pytest
 
 from mlops_nb.promote import history, holder, workplace
 from mlops_nb.registry import register_run
 from mlops_nb.report import outside_requests
-from scratch import Project, mark, until
+from mlflow_server import MlflowServer
+from scratch import Project, mark
 
 gates = '''#| gate Better than the naive forecast
 record(gain=0.1*quality)
@@ -99,35 +99,13 @@ def script(p, body):
     return subprocess.Popen([sys.executable, '-c', head+body], cwd=p.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, mark: p.mark})
 
 
-@contextmanager
-def mlflow_server(folder):
-    "A real server of MLflow; its URL"
-    folder.mkdir()
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    line = ['-m', 'mlflow', 'server', '--backend-store-uri', f'sqlite:///{folder}/mlflow.db', '--artifacts-destination', str(folder/'artifacts'), '--host', '127.0.0.1', '--port', str(port), '--workers', '1']
-    def up():
-        assert server.poll() is None, (folder/'log').read_text()
-        try: return urllib.request.urlopen(f'http://127.0.0.1:{port}/health', timeout=5).status == 200
-        except OSError: return False
-    with open(folder/'log', 'w') as log:
-        server = subprocess.Popen([sys.executable, *line], cwd=folder, stdout=log, stderr=log, start_new_session=True, env={**os.environ, 'MLFLOW_DISABLE_TELEMETRY': 'true', 'DO_NOT_TRACK': 'true'})
-        try:
-            until(up, 120)
-            yield f'http://127.0.0.1:{port}'
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-
-
 @pytest.fixture(params=['sqlite', 'server'])
 def target(request, tmp_path):
     "The setting for a registry: a file, or a server"
     if request.param == 'sqlite':
         yield ''
         return
-    with mlflow_server(tmp_path/'server') as url: yield f'mlflow = {url}'
+    with MlflowServer(tmp_path/'server') as server: yield f'mlflow = {server.url}'
 
 
 def test_promote_refuse_roll_back_and_audit(tmp_path, target):
@@ -223,8 +201,9 @@ def test_a_kill_in_the_middle_is_all_or_nothing(tmp_path, when, then, command):
 
 
 def test_a_card_tells_what_is_known(tmp_path):
-    p = registered(tmp_path)
-    version_of(p, .5)
+    p = registered(tmp_path, 'cards = yes')
+    [made] = p.ok().json['models']
+    assert '>Its gates<' in (p.root/made['card']).read_text()
     p.cli('promote', 'demo')
     done = p.cli('card', 'demo', '--json')
     assert done.code == 0, done
