@@ -19,6 +19,7 @@ from .core import DamagedError, LedgerError, MlopsError, ParameterError, Pipelin
 from .ledger import open_ledger
 from .executor import LocalExecutor, sweep_orphans
 from .origin import keep_lock
+from .outbox import nudge, prepare, tracking_variables
 from .parameters import many_from_text, most_values, to_source
 from .pipeline import addressed, bind_pipeline, find_stage, load_pipeline
 from .plan import Planner, Workspace, look, make_plan
@@ -27,6 +28,7 @@ from .records import cached_row
 from .stage import environment, environment_digest, param_values
 from .store import is_litter
 from .tables import NoSuchRun
+from .tenant import enter
 from .work import Work, end_work, error_of, give_up, keep_origin, leave, publish, start_work
 
 # %% ../nbs/api/09_run.ipynb #20bd707e
@@ -461,6 +463,7 @@ def note_start(ws:Workspace, run:ActiveRun, known:dict, each:dict):
     "Write the start of a run into the ledger; `known` are its circumstances"
     run.command = known['command']
     run.id = ws.ledger.start_run(run.pipeline.name, params=run.params, each=each or None, **known)
+    enter(ws)
 
 # %% ../nbs/api/09_run.ipynb #cd4c3144
 def coming(
@@ -540,22 +543,26 @@ def run(
     made:dict=None, # {stage: {parameter: Artifact}}: with `only`, what the stages above have made, if not what they would make now; nothing is published
 )->list: # of RunResult; one unless `each` is given
     "Run a pipeline"
-    ws,again,jobs = Workspace(settings, variables), '', settings.jobs if jobs is None else jobs
+    ws,again,runs,jobs = Workspace(settings, variables), '', [], settings.jobs if jobs is None else jobs
     if jobs < 1: raise ParameterError(f"{jobs} jobs at a time", where='jobs', remedy='1 or more')
     with signals_as_interrupt():
         try:
             check_engine(settings)
             p = load_pipeline(settings, pipeline)
             again = command = without_secrets(command, p, params)
-            runs = []
+            ws.variables = {**tracking_variables(settings, p.name), **ws.variables}
             with LocalExecutor(jobs, coming=lambda: coming(p, runs)) as executor:
-                if force or not settings.state.exists(): executor.expect(dict(engine=settings.engine, seed=settings.seed)) # there will be something to run
+                if force or not settings.state.exists(): executor.expect(dict(engine=settings.engine, seed=settings.seed, env=ws.variables)) # there will be something to run
                 runs += start_runs(ws, p, params, each, only, force, made)
                 clean_up_after_the_dead(ws)
+                prepare(ws, p)
                 known = circumstances(ws, command)
+                nudge(settings, patience=3)
                 execute_runs(ws, runs, executor, listener, lambda run: note_start(ws, run, known, each))
             for o in runs: o.models = hand_on(ws, o) if o.result().status == 'completed' else []
         except KeyboardInterrupt: raise Stopped("the run was stopped",
             remedy=f"the same command carries on: finished stages are not run again\n    {again}".rstrip()) from None
-        finally: ws.digests.flush()
+        finally:
+            ws.digests.flush()
+            if runs: nudge(settings)
     return [o.result() for o in runs]

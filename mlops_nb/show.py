@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['styles', 'whole', 'seconds', 'number', 'metrics_text', 'against_baseline', 'gate_text', 'console', 'table', 'styled',
            'megabytes', 'result_table', 'plan_table', 'source_view', 'failure_text', 'Lines', 'label', 'line_of',
-           'Bars', 'bar', 'listener', 'ago', 'params_text', 'took', 'runs_table', 'stages_of', 'run_head', 'rung_text',
-           'show_run', 'output_text', 'source_numbers', 'log_text', 'executed_notebook', 'stage_logs']
+           'Bars', 'bar', 'listener', 'ago', 'params_text', 'took', 'runs_table', 'stages_of', 'collected_text',
+           'run_head', 'rung_text', 'show_run', 'output_text', 'source_numbers', 'log_text', 'executed_notebook',
+           'notebook_gone', 'stage_logs']
 
 # %% ../nbs/api/09b_show.ipynb #4f9bd8d9
 import math, os, time
 from pathlib import Path
 from types import SimpleNamespace
-from .core import PipelineError, did_you_mean, now, plain_text
+from .core import PipelineError, StoreError, did_you_mean, now, plain_text
 
 # %% ../nbs/api/09b_show.ipynb #772b47d3
 def seconds(s)->str:
@@ -140,7 +141,8 @@ def failure_text(
     e = o.error or {}
     if e.get('what'): return '\n'.join(_refusal(o, root))
     source = ['', *(f'    {line}' for line in source_view(e).splitlines()), ''] if e.get('source') else []
-    trace = [e['traceback'] if ansi else plain_text(e['traceback'])] if e.get('traceback') else []
+    told = plain_text(e.get('traceback') or '').strip() == plain_text(str(e.get('evalue'))).strip() # an error may draw its traceback itself
+    trace = [e['traceback'] if ansi else plain_text(e['traceback'])] if e.get('traceback') and not told else []
     remedy = [f"  → {e['remedy']}"] if e.get('remedy') else []
     return '\n'.join([_headline(o), *source, *trace, *remedy, *_kept(o, root)])
 
@@ -263,6 +265,15 @@ def stages_of(
         [o['cause']] if o['cause'] else [], o['error'], o['notebook_path'] or '', o['rung'], o['rung_why'], o['shared_cells'], o['pss_mb'], o['gates'] or [])
     return list(map(result, rows))
 
+# %% ../nbs/api/09b_show.ipynb #da6119ef
+def collected_text(
+    event:dict, # from `Records.collected`, or None
+)->str:
+    "When what a run had stored was removed, and how much"
+    if not event: return ''
+    n = event['data'].get('artifacts')
+    return f"collected on {event['time'][:10]}" + (f": {n} artifact{'s' if n != 1 else ''}" if n else '')
+
 # %% ../nbs/api/09b_show.ipynb #6acfcd41
 def run_head(
     run:dict, # a row of the ledger
@@ -271,7 +282,7 @@ def run_head(
     commit = (run['git_commit'] or '')[:10] + (' with changes' if run['git_dirty'] else '')
     told = dict(run=run['id'], pipeline=run['pipeline'], status=run['status'], started=f"{run['started'][:19].replace('T',' ')} UTC", took=took(run),
         parameters=params_text(run['params']), command=run['command'], commit=commit, by=f"{run['username']} on {run['host']}",
-        environment=run['env'], error=(run['error'] or {}).get('what'))
+        environment=run['env'], content=collected_text(run.get('collected')), error=(run['error'] or {}).get('what'))
     return [(k, v) for k,v in told.items() if v]
 
 # %% ../nbs/api/09b_show.ipynb #9cb4f9e4
@@ -333,6 +344,13 @@ def executed_notebook(settings, row:dict):
     from mlops_nb.content import Artifact
     return row['executed'] and Workspace(settings).store.path(Artifact(**row['executed']))
 
+# %% ../nbs/api/09b_show.ipynb #867233d1
+def notebook_gone(settings, row:dict)->str:
+    "That the executed notebook was collected; '' if it is gone for another reason"
+    from mlops_nb.plan import Workspace
+    event = Workspace(settings).ledger.collected(row['run_id'])
+    return f"({collected_text(event)}; the notebook is kept no longer)" if event else ''
+
 # %% ../nbs/api/09b_show.ipynb #be59bbb3
 def stage_logs(
     settings,
@@ -346,8 +364,11 @@ def stage_logs(
     short = {short_name(o['stage']): o['stage'] for o in rows}
     names = {short.get(o, o) for o in only or ()}
     for o in names - {r['stage'] for r in rows}: raise PipelineError(f"this run has no stage {o}", remedy=did_you_mean(o, short.values()))
-    found = [(o, executed_notebook(settings, o)) for o in rows if not names or o['stage'] in names]
-    def log(o, path):
-        text = log_text(read_notebook(path), cell) if path else ''
+    def log(o):
+        try: path,text = executed_notebook(settings, o), ''
+        except StoreError:
+            path,text = None, notebook_gone(settings, o)
+            if not text: raise
+        if path: text = log_text(read_notebook(path), cell)
         return dict(stage=o['stage'], status=o['status'], notebook=path and os.path.relpath(path), log=text)
-    return [log(*o) for o in found]
+    return [log(o) for o in rows if not names or o['stage'] in names]
