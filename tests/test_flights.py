@@ -11,7 +11,7 @@ small = [o for kv in ('months=5,6', 'test_month=6', 'train_window=1', 'valid_day
 
 @pytest.fixture
 def project(tmp_path):
-    p = Project(tmp_path/'project', pipeline='flights')
+    p = Project(tmp_path/'project', settings='[DEFAULT]\nmlflow = sqlite:///.mlops/mlflow.db\n', pipeline='flights')
     for f in flights.glob('*.ipynb'): shutil.copyfile(f, p.folder/f.name)
     yield p
     p.put_away()

@@ -72,7 +72,8 @@ gain''']
 
 def registered(tmp_path, settings='', gates=compare):
     "A project whose run makes a model, and gates that judge it"
-    p = Project(tmp_path/'p', settings=f'[DEFAULT]\n{settings}\n')
+    here = '' if 'mlflow' in settings else 'mlflow = sqlite:///.mlops/mlflow.db\n'
+    p = Project(tmp_path/'p', settings=f'[DEFAULT]\n{here}{settings}\n')
     (p.folder/'judging.py').write_text(library)
     p.stage('01_train', 'from mlops_nb import Model\nbias: float = 0.5\nmodel: Model = "data/model"', train)
     p.stage('02_evaluate', 'model: In = "data/model"\nchampion: In = "models:/demo@champion"\nmost: float = 0.9\ndone: Out = "data/done.txt"', *gates, 'open(done, "w").write("done")')
