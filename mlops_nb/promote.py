@@ -336,9 +336,9 @@ def audit(
 def evidence_text(
     o:dict, # a line of the audit
 )->str:
-    "On what evidence, in words"
+    "On what evidence, in words; what the gates said in full is in its JSON"
     gates = o.get('gates') or []
-    refusing = [f"{g['name']}: {g['text']}" for g in gates if not g['ok']]
+    refusing = [f"refused by: {g['name']}" for g in gates if not g['ok']]
     said = [f"{sum(g['ok'] for g in gates)} of {len(gates)} gates hold"]*bool(gates) + refusing + [o.get('problem')] + [f"OVERRIDE: {o['reason']}" if o.get('override') else o.get('reason')]
     return '\n'.join(filter(None, said))
 
@@ -348,7 +348,7 @@ def audit_table(rows:list):
     from mlops_nb.show import table
     from rich.markup import escape
     def change(o): return f"{o.get('from') or '–'} → {o['to']}"
-    cells = [(o['time'][:19].replace('T',' '), o['what'].replace('_',' '), change(o), f"{o['who']}@{o['host']}" if o.get('who') else '', escape(evidence_text(o))) for o in rows]
+    cells = [(o['time'][:16].replace('T',' '), o['what'].replace('_',' '), change(o), f"{o['who']}@{o['host']}" if o.get('who') else '', escape(evidence_text(o))) for o in rows]
     return table('', 'time', 'what', 'version', 'who', 'on what evidence', rows=cells)
 
 # %% ../nbs/api/14c_promote.ipynb #c465ad41

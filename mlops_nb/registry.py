@@ -366,12 +366,11 @@ def models_rows(registry)->list: # of {name, versions, latest, champion, challen
 # %% ../nbs/api/14a_registry.ipynb #bd40d13f
 def versions_table(versions:list):
     "The versions of a model, for people"
-    from mlops_nb.contract import _show
-    from mlops_nb.show import table
-    def row(o): 
-        metrics = ', '.join(f'{k} {_show(v)}' for k,v in [*o.metrics.items()][-4:])
-        return str(o.number), ' '.join(o.aliases), o.created[:16].replace('T', ' '), o.run, short(o.digest), metrics
-    return table('', 'version', 'alias', 'registered (UTC)', 'run', 'digest', 'metrics', rows=map(row, versions))
+    from mlops_nb.show import metrics_text, table
+    def row(o):
+        judged = {k: v for k,v in o.metrics.items() if f'baseline_{k}' in o.metrics} or o.metrics
+        return str(o.number), ' '.join(o.aliases), o.created[:16].replace('T', ' '), o.run, metrics_text(judged, 2)
+    return table('', 'version', 'alias', 'registered', 'run', 'figures', rows=map(row, versions))
 
 # %% ../nbs/api/14a_registry.ipynb #eb7d6e60
 def models_table(rows:list):

@@ -61,7 +61,7 @@ def console(stderr:bool=False):
     return Console(stderr=stderr, highlight=False, soft_wrap=False)
 
 # %% ../nbs/api/09b_show.ipynb #4d745300
-whole = {'run','pipeline','stage','status','started','took','time','memory','PSS'} # columns that don't wrap
+whole = {'run','pipeline','stage','status','started','registered','version','alias','took','time','memory','PSS'} # columns that don't wrap
 
 # %% ../nbs/api/09b_show.ipynb #0ab7c327
 def table(title:str, *columns:str, rows=(), right=()):
