@@ -369,7 +369,7 @@ def versions_table(versions:list):
     from mlops_nb.show import metrics_text, table
     def row(o):
         judged = {k: v for k,v in o.metrics.items() if f'baseline_{k}' in o.metrics} or o.metrics
-        return str(o.number), ' '.join(o.aliases), o.created[:16].replace('T', ' '), o.run, metrics_text(judged, 2)
+        return str(o.number), ' '.join(o.aliases), o.created[:16].replace('T', ' '), o.run[-8:], metrics_text(judged, 2)
     return table('', 'version', 'alias', 'registered', 'run', 'figures', rows=map(row, versions))
 
 # %% ../nbs/api/14a_registry.ipynb #eb7d6e60
