@@ -105,17 +105,18 @@ def keep_input(
     "Keep the content of an input that no stage makes"
     import glob
     from mlops_nb.source import _glob_root
-    if source.digest in ws.kept and (ws.kept[source.digest] is None or ws.store.has(ws.kept[source.digest])): return ws.kept[source.digest]
+    key = source.digest,os.path.basename(source.local)
+    if key in ws.kept and (ws.kept[key] is None or ws.store.has(ws.kept[key])): return ws.kept[key]
     pattern = is_glob(source.local) and not os.path.exists(source.local)
     paths = sorted(o for o in glob.glob(source.local, recursive=True) if os.path.isfile(o)) if pattern else [source.local]
-    ws.kept[source.digest] = None
-    if sum(map(size_of, paths)) > limit and not source.path.startswith('models:'): return None # a model is in the store anyway
+    ws.kept[key] = None
+    if sum(map(size_of, paths)) > limit: return None
     dest = Path(tmp)/'input'
     with writing(dest, 'the temporary folder'): path = _gathered(Path(_glob_root(source.local)), paths, dest) if pattern else source.local
     artifact = artifact_of(path, digests=ws.digests)
-    ws.kept[source.digest] = artifact if ws.store.has(artifact) else ws.store.put(path)
+    ws.kept[key] = artifact if ws.store.has(artifact) else ws.store.put(path)
     shutil.rmtree(dest, ignore_errors=True)
-    return ws.kept[source.digest]
+    return ws.kept[key]
 
 # %% ../nbs/api/06b_origin.ipynb #f10a9d9e
 locks = 'uv.lock','requirements.lock','pylock.toml','poetry.lock','pdm.lock','Pipfile.lock','pixi.lock','conda-lock.yml','requirements.txt' # the first one counts

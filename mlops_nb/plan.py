@@ -36,7 +36,7 @@ class Workspace:
     @cached_property
     def indexes(self)->dict: return {} # {folders: CodeIndex}
     @cached_property
-    def kept(self)->dict: return {} # {digest of what a stage run is made from: the artifact that holds it}
+    def kept(self)->dict: return {} # {digest, or (digest, name), of what a stage run is made from: the artifact that holds it}
     @property
     def remote(self)->Path: return self.settings.state/'cache'/'remote'
     def model(self,
