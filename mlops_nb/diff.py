@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['line_styles', 'Side', 'trial_run', 'find_run', 'run_before', 'find_side', 'pairs_of', 'same', 'changes',
            'metric_changes', 'as_stored', 'content', 'shown_path', 'data_changes', 'makers', 'Sources', 'sources_of',
-           'definition_changes', 'StageDiff', 'components_of', 'code_changes', 'without_notebooks', 'error_text',
-           'compare_stage', 'consequences', 'run_facts', 'RunDiff', 'diff_runs', 'value_text', 'change_text',
-           'bytes_text', 'data_text', 'metric_text', 'line', 'diff_lines', 'cell_lines', 'cause_lines', 'input_lines',
-           'consequence_lines', 'environment_lines', 'head_lines', 'told', 'verdict', 'as_markdown', 'tell_diff']
+           'definition_changes', 'StageDiff', 'components_of', 'code_changes', 'without_notebooks', 'compare_stage',
+           'consequences', 'run_facts', 'RunDiff', 'diff_runs', 'value_text', 'change_text', 'bytes_text', 'data_text',
+           'metric_text', 'line', 'diff_lines', 'cell_lines', 'cause_lines', 'input_lines', 'consequence_lines',
+           'environment_lines', 'head_lines', 'told', 'verdict', 'as_markdown', 'tell_diff']
 
 # %% ../nbs/api/11e_diff.ipynb #927c0785
 import json, math, os, textwrap
@@ -21,7 +21,7 @@ from .facts import facts
 from .notebook import read_notebook
 from .origin import about_code
 from .plan import Workspace
-from .show import megabytes, number, seconds
+from .show import error_line, megabytes, number, seconds
 from .source import is_url
 from .stage import cell_causes, short_name
 from .tables import NoSuchRun, as_rows
@@ -248,12 +248,6 @@ def without_notebooks(ws:Workspace, *rows)->str:
     gone = [e['time'][:10] for o in rows if (e := ws.ledger.collected(o['run_id']))]
     return f' (its notebook was collected on {gone[0]})' if gone else ' (the notebooks are not in the store)'
 
-# %% ../nbs/api/11e_diff.ipynb #2aa4b2e1
-def error_text(row:dict)->str: 
-    "The error of a stage run in one line"
-    e = row.get('error') or {}
-    return e.get('what') or f"{e.get('ename', '')}: {e.get('evalue', '')}".strip(': ')
-
 # %% ../nbs/api/11e_diff.ipynb #44852f2b
 def compare_stage(
     ws:Workspace,
@@ -286,7 +280,8 @@ def consequences(ws:Workspace, d:StageDiff, x:dict, y:dict)->StageDiff:
         d.ways = changes(*({k: o[k] for k in ('engine','rung') if o[k]} for o in (x,y)))
     if x['outputs'] and y['outputs']: d.outputs = data_changes(ws, x['outputs'], y['outputs'])
     if not d._ended: d.metrics = metric_changes(x['metrics'], y['metrics'])
-    if error_text(x) != error_text(y): d.error = [error_text(x), error_text(y)]
+    errors = [error_line(o['error']) for o in (x,y)]
+    if errors[0] != errors[1]: d.error = errors
     return d
 
 # %% ../nbs/api/11e_diff.ipynb #5fcbd5af

@@ -18,6 +18,7 @@ from .content import Artifact
 from .core import LedgerError, MlopsError, atomic_write, plain_text, writing
 from .lineage import Lineage, is_source, size_of
 from .plan import Workspace
+from .show import error_line
 from .stage import is_url, place
 
 # %% ../nbs/api/11d_openlineage.ipynb #01a8bdd8
@@ -136,7 +137,7 @@ def run_facets(row:dict, namespace:str)->dict:
         processing_engine=facet('ProcessingEngineRunFacet', version=mlops_nb.__version__, name=f"mlops_nb {row['engine'] or ''}".strip()),
         tags=facet('TagsRunFacet', tags=[dict(key=k, value=v, source='mlops_nb') for k,v in tags.items() if v]))
     if params: told['executionParameters'] = facet('ExecutionParametersRunFacet', parameters=params)
-    if error: told['errorMessage'] = facet('ErrorMessageRunFacet', message=plain_text(str(error.get('what') or f"{error.get('ename')}: {error.get('evalue')}")), programmingLanguage='python',
+    if error: told['errorMessage'] = facet('ErrorMessageRunFacet', message=error_line(error), programmingLanguage='python',
         stackTrace=plain_text(error['traceback']) if error.get('traceback') else None)
     return told
 

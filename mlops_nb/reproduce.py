@@ -6,7 +6,7 @@
 __all__ = ['inside', 'other_hash_seed', 'other_user', 'recorded_stages', 'stored', 'code_of', 'grouped', 'lay_out', 'inputs_of',
            'values_of', 'given', 'clean_settings', 'variables_of', 'Again', 'make_once', 'Part', 'output_likeness',
            'figures_likeness', 'steps_likeness', 'parts', 'StageVerdict', 'judged', 'Leak', 'suspects', 'moved',
-           'leaks_of', 'environment_changes', 'Reproduction', 'reproduce', 'verdict_table', 'summary']
+           'cause_of', 'leaks_of', 'environment_changes', 'Reproduction', 'reproduce', 'verdict_table', 'summary']
 
 # %% ../nbs/api/11g_reproduce.ipynb #c4bfa0b8
 import ast, json, os, shutil, tempfile
@@ -17,11 +17,12 @@ from .core import LedgerError, ParameterError, StoreError, did_you_mean, writing
 from .diff import find_run
 from .engine import reports_of
 from .kernel import inside_variable
-from .likeness import Likeness, likeness, number_likeness, worst
+from .likeness import Likeness, likeness, number_likeness, verdicts, worst
 from .notebook import cell_tree, read_notebook
 from .origin import about_code, outside
 from .plan import Workspace
 from .run import run as run_pipeline
+from .show import error_line
 from .source import _glob_root, is_glob, open_source
 from .stage import _changed, environment, environment_digest, param_sources, read_stage, short_name, with_values
 from .tables import NoSuchRun
@@ -212,12 +213,12 @@ class StageVerdict:
     leaks:list=field(default_factory=list) # of Leak, where it was made twice
 
     @property
-    def worst(self)->Part: return max(self.parts, key=lambda o: ('identical','equal','differs').index(o.likeness.verdict), default=None)
+    def worst(self)->Part: return max(self.parts, key=lambda o: verdicts.index(o.likeness.verdict), default=None)
     @property
     def verdict(self)->str: return 'differs' if self.error else self.worst.likeness.verdict if self.parts else 'identical'
     @property
     def what(self)->str:
-        if self.error: return 'failed this time: ' + (self.error.get('what') or f"{self.error.get('ename')}: {self.error.get('evalue')}")
+        if self.error: return 'failed this time: ' + error_line(self.error)
         return '' if self.verdict == 'identical' else f'{self.worst.kind} {self.worst.name}: {self.worst.likeness.what}'
     def as_json(self): return dict(stage=self.stage, verdict=self.verdict, what=self.what, parts=[o.as_json() for o in self.parts], leaks=[vars(o) for o in self.leaks])
 
@@ -231,7 +232,7 @@ def judged(ws:Workspace, row:dict, now:Again)->StageVerdict:
 class Leak:
     "An output or a metric that isn't the same each time"
     part:str # e.g. 'output model'
-    cause:str # clock or chance, or order of a set
+    cause:str # clock or chance, order of a set, or user name
     what:str # what is different
     cells:list # where that may come from, as text
 
@@ -270,13 +271,31 @@ def suspects(
     return found
 
 # %% ../nbs/api/11g_reproduce.ipynb #b440e263
+def _ended(o:Again)->str: 
+    "How a try ended"
+    return f'{o.status} ({error_line(o.error)})' if o.error else o.status
+
 def moved(a:Again, b:Again)->list: # of Part
     "What isn't the same in two tries"
+    if a.status != b.status: return [Part('stage', 'status', Likeness('differs', f'{_ended(a)} and {_ended(b)}'))]
     found = [*(Part('output', k, likeness(p, b.outputs[k])) for k,p in a.outputs.items() if p.exists() and b.outputs[k].exists()),
              *(Part('metric', k, o) for k,o in figures_likeness(a.metrics, b.metrics).items()), *(Part('reported', k, o) for k,o in steps_likeness(a.steps, b.steps).items())]
     return [o for o in found if o.likeness.verdict != 'identical']
 
+
+# %% ../nbs/api/11g_reproduce.ipynb #c3776894
 other_hash_seed,other_user = 4_041_971_521, 'somebody-else'
+def cause_of(
+    part:Part, # that moved from `once` to `other`
+    once:Again, # with the first hash seed, by the first user
+    other:Again, # with another hash seed, by another user
+    third:Again, # with the first hash seed, by the other user
+)->str:
+    "Why something moves"
+    def moves(a, b): return (part.kind, part.name) in {(o.kind, o.name) for o in moved(a, b)}
+    if not moves(once, third): return 'order of a set'
+    return 'clock or chance' if moves(other, third) else 'user name'
+
 def leaks_of(
     once:dict, # {stage: Again}
     make, # function(variables) that makes them again
@@ -284,13 +303,12 @@ def leaks_of(
     code:dict, # {stage: (path of its notebook, {place: path})}
 )->dict: # {stage: [Leak]}
     "What moves when the stages are made again under other circumstances, and why"
-    other = make(dict(PYTHONHASHSEED=str(other_hash_seed if seed != other_hash_seed else 1), USER=other_user, LOGNAME=other_user))
+    user = dict(USER=other_user, LOGNAME=other_user)
+    other = make(dict(PYTHONHASHSEED=str(other_hash_seed if seed != other_hash_seed else 1), **user))
     found = {k: moved(once[k], other[k]) for k in once}
-    third = make(dict(USER=other_user, LOGNAME=other_user)) if any(found.values()) else {}
-    def told(k):
-        always = {(o.kind, o.name) for o in moved(once[k], third[k])}
-        return [Leak(f'{o.kind} {o.name}', 'clock or chance' if (o.kind, o.name) in always else 'order of a set', o.likeness.what, suspects(*code[k], (o.kind, o.name) not in always)) for o in found[k]]
-    return {k: told(k) for k,o in found.items() if o}
+    third = make(user) if any(found.values()) else {}
+    def leak(k, o, cause): return Leak(f'{o.kind} {o.name}', cause, o.likeness.what, suspects(*code[k], cause == 'order of a set'))
+    return {k: [leak(k, o, cause_of(o, once[k], other[k], third[k])) for o in parts] for k,parts in found.items() if parts}
 
 # %% ../nbs/api/11g_reproduce.ipynb #9ba8fb49
 def environment_changes(ws:Workspace, run:dict)->list|None: # text; None where the environment of then isn't known
@@ -313,7 +331,7 @@ class Reproduction:
     folder:str='' # where everything can be looked at; '' if it is gone
 
     @property
-    def verdict(self)->str: return max((o.verdict for o in self.stages), key=('identical','equal','differs').index)
+    def verdict(self)->str: return max((o.verdict for o in self.stages), key=verdicts.index)
     @property
     def first(self)->StageVerdict|None: return next((o for o in self.stages if o.verdict != 'identical'), None)
     @property

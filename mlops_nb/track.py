@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['statuses', 'plain_key', 'plain_keys', 'cut', 'param_text', 'as_number', 'points', 'ms', 'datasets', 'Node', 'clean',
-           'common_tags', 'error_text', 'stage_tags', 'run_note', 'stage_note', 'usage', 'stage_node', 'run_node',
-           'study_id', 'study_node', 'trial_nodes', 'nodes_of']
+           'common_tags', 'stage_tags', 'run_note', 'stage_note', 'usage', 'stage_node', 'run_node', 'study_id',
+           'study_node', 'trial_nodes', 'nodes_of']
 
 # %% ../nbs/api/11_track.ipynb #fe9c2b67
 import json, math, os, posixpath, re
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from .config import mask_url
 from .core import short
+from .show import error_line
 
 # %% ../nbs/api/11_track.ipynb #b5f773b8
 def plain_key(name:str)->str:
@@ -116,18 +117,13 @@ def common_tags(run:dict)->dict:
             'mlops_nb.dirty': run['git_dirty'] if commit else None, 'mlops_nb.lock': (run.get('lock') or {}).get('digest'), 'mlops_nb.command': run['command']}
 
 # %% ../nbs/api/11_track.ipynb #2365a2c4
-def error_text(error:dict)->str:
-    "What went wrong, in a line"
-    if not error: return ''
-    return cut(': '.join(o for o in (error.get('ename'), (error.get('what') or error.get('evalue') or '').strip()) if o), 1000)
-
 def stage_tags(s:dict)->dict:
     "What is true of one stage run"
     outputs = {f'mlops_nb.output.{k}': f"{o.get('path') or o['name']} sha256:{o['digest']}" for k,o in (s['outputs'] or {}).items()}
     return {'mlflow.source.name': s['notebook'], 'mlflow.source.type': 'NOTEBOOK', 'mlops_nb.stage': s['stage'], 'mlops_nb.stage_run': s['id'], 'mlops_nb.status': s['status'],
             'mlops_nb.cause': s['cause'], 'mlops_nb.fingerprint': s['fingerprint'], 'mlops_nb.source': s['source'], 'mlops_nb.rung': s['rung'], 'mlops_nb.rung_why': s['rung_why'],
             'mlops_nb.code': (s.get('code') or {}).get('digest'), 'mlops_nb.notebook': s['notebook_path'], 'mlops_nb.notebook.digest': (s['executed'] or {}).get('digest'),
-            'mlops_nb.error': error_text(s['error']), **outputs}
+            'mlops_nb.error': cut(error_line(s['error']), 1000), **outputs}
 
 # %% ../nbs/api/11_track.ipynb #439f2529
 def run_note(run:dict, stages:list)->str:
@@ -140,7 +136,7 @@ def stage_note(s:dict)->str:
     "The description of a stage run"
     def line(k, o): return f"- `{k}`: {o.get('path') or o['name']} ({short(o['digest'])})"
     def part(title, found): return [f'**{title}**', *(line(k, o) for k,o in found.items() if o.get('digest')), ''] if found else []
-    error = [f"**Failed**: {error_text(s['error'])}", ''] if s['error'] else []
+    error = [f"**Failed**: {cut(error_line(s['error']), 1000)}", ''] if s['error'] else []
     executed = [f"Executed notebook: `{s['notebook_path']}`"] if s['notebook_path'] else []
     return '\n'.join([f"`{s['notebook'] or s['stage']}`: {s['cause'] or s['status']}", '', *error, *part('Read', s['inputs']), *part('Wrote', s['outputs']), *executed])
 
@@ -170,7 +166,7 @@ def run_node(
 )->Node:
     "What MLflow is to show of a run"
     tags = common_tags(run) | {'mlops_nb.id': run['id'], 'mlops_nb.status': run['status'], 'mlflow.source.name': run['pipeline'], 'mlflow.source.type': 'PROJECT',
-        'mlops_nb.error': error_text(run['error']), 'mlflow.note.content': run_note(run, stages)}
+        'mlops_nb.error': cut(error_line(run['error']), 1000), 'mlflow.note.content': run_note(run, stages)}
     metrics = {k: v for s in stages for k,v in (s['metrics'] or {}).items()}
     fields = dict(name=run['id'], tags=tags) | more
     return Node(run['id'], pipeline=run['pipeline'], status=run['status'], started=run['started'], ended=run['ended'], points=points(metrics, {}, ms(run['ended'] or run['started'])),
