@@ -1410,6 +1410,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'mlops_nb/reproduce.py'),
                                     'mlops_nb.reproduce._add_leaks': ('api/reproduce.html#_add_leaks', 'mlops_nb/reproduce.py'),
                                     'mlops_nb.reproduce._again': ('api/reproduce.html#_again', 'mlops_nb/reproduce.py'),
+                                    'mlops_nb.reproduce._by_name': ('api/reproduce.html#_by_name', 'mlops_nb/reproduce.py'),
                                     'mlops_nb.reproduce._clean': ('api/reproduce.html#_clean', 'mlops_nb/reproduce.py'),
                                     'mlops_nb.reproduce._ended': ('api/reproduce.html#_ended', 'mlops_nb/reproduce.py'),
                                     'mlops_nb.reproduce._fits': ('api/reproduce.html#_fits', 'mlops_nb/reproduce.py'),

@@ -13,7 +13,7 @@ import ast, json, os, shutil, tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from .content import Artifact
-from .core import LedgerError, ParameterError, StoreError, did_you_mean, writing
+from .core import LedgerError, ParameterError, StoreError, atomic_copy, did_you_mean, writing
 from .diff import find_run
 from .engine import reports_of
 from .kernel import inside_variable
@@ -116,10 +116,18 @@ def values_of(row:dict, stage)->dict: # {parameter: JSON}
         if now[k] != then[k]: raise LedgerError(f"the value {then[k]} of {k} can't be given again", where=row['stage'], remedy="choose another run")
     return values
 
+def _by_name(path:str, folder:Path)->str:
+    "The path; where the store has the content under another name, that of a copy: a stage may look at the name"
+    if not os.path.islink(path): return path
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_copy(os.path.realpath(path), folder/os.path.basename(path))
+    return str(folder/os.path.basename(path))
+
 def given(ws:Workspace, row:dict, stage, out:Path)->dict: # {stage.parameter: value}
     "All that a stage is given: values and inputs of then, outputs in a folder of its own"
     outs = {k: str(out/row['stage']/k/row['components']['outputs'][k]) for k in stage.outs}
-    return {f"{row['stage']}.{k}": v for k,v in {**values_of(row, stage), **inputs_of(ws, row), **outs}.items()}
+    ins = {k: _by_name(v, out/row['stage']/'in'/k) for k,v in inputs_of(ws, row).items()}
+    return {f"{row['stage']}.{k}": v for k,v in {**values_of(row, stage), **ins, **outs}.items()}
 
 # %% ../nbs/api/11g_reproduce.ipynb #1d38112b
 def clean_settings(ws:Workspace, run:dict, root:Path, folder:Path):

@@ -114,6 +114,18 @@ def test_a_set_that_leaks_is_named(shop):
     shutil.rmtree(found['folder'])
 
 
+def test_names_users_and_failures(shop):
+    "Inputs of the same content keep their names; what depends on the user is told, also where it just fails"
+    for o in 'one', 'two': write(shop, f'nbs/pipelines/demo/{o}.csv', 'same')
+    shop.stage('03_names', 'a: In = "one.csv"\nb: In = "two.csv"\nout: Out = "data/names.txt"', 'import os\nopen(out, "w").write(os.path.basename(a)+os.path.basename(b))')
+    shop.stage('04_user', 'out: Out = "data/user.txt"', 'import os\nopen(out, "w").write(os.environ["USER"])')
+    shop.stage('05_fails', 'out: Out = "data/fails.txt"', 'import os\nassert os.environ["USER"] == "zoe"\nopen(out, "w").write("1")')
+    found = again(shop, ok(shop, USER='zoe')['run'], '--twice', USER='zoe')
+    assert found['verdict'] == 'identical'
+    assert {s['stage']: [(o['part'], o['cause']) for o in s['leaks']] for s in found['stages'] if s['leaks']} == {'04_user': [('output out', 'user name')], '05_fails': [('stage status', 'user name')]}
+    shutil.rmtree(found['folder'])
+
+
 def test_equal_in_values(shop):
     "Another way to write the same table"
     r = ok(shop)
