@@ -270,7 +270,7 @@ class Settings:
     lib:str # name of the library they export to, or None
     triggers:dict = field(default_factory=dict) # {name: {key: text}}
     origins:dict = field(default_factory=dict) # {key: where its value came from}
-    hidden:dict = field(default_factory=dict) # {where: text} of what is hidden in addresses, of whichever environment; with its ${VAR}
+    hidden:dict = field(default_factory=dict) # {where: text} of the settings that may hide something, of whichever environment; with their ${VAR}
 
     @property
     def state(self)->Path: return self.root/'.mlops'
@@ -305,14 +305,23 @@ def trigger_settings(
 
 # %% ../nbs/api/01_config.ipynb #94be03f5
 ambient = 'OPENLINEAGE_API_KEY','MLFLOW_TRACKING_PASSWORD','MLFLOW_TRACKING_TOKEN','AWS_SECRET_ACCESS_KEY','AWS_SESSION_TOKEN','PGPASSWORD'
+def _filled(text:str)->str:
+    "`text` with those of its variables that there are"
+    return _var.sub(lambda m: os.environ.get(m[1]) or m[2] or '', text)
+
+def _in_addresses(settings)->dict: # {where: value}
+    "The passwords in addresses: as the setting says, or wherever they are once its variables are filled in"
+    from urllib.parse import unquote
+    found = {k: dict.fromkeys([*map(_filled, hidden_parts(v)), *hidden_parts(_filled(v))]) for k,v in settings.hidden.items()}
+    values = {f'{k}{i or ""}': o for k,parts in found.items() for i,o in enumerate(parts)}
+    return values | {f'{k}, decoded': unquote(v) for k,v in values.items() if unquote(v) != v}
+
 def hidden_values(
     settings, # a `Settings`
 )->dict: # {what it is: value}
     "The values that must stand nowhere, also where no stage asks for them"
-    from urllib.parse import unquote
-    texts = {**settings.secrets.sources, **settings.hidden, **{k: f'${{{k}}}' for k in ambient}}
-    values = {k: _var.sub(lambda m: os.environ.get(m[1]) or m[2] or '', v) for k,v in texts.items()}
-    values.update({f'{k}, decoded': unquote(v) for k,v in values.items() if k in settings.hidden and unquote(v) != v})
+    texts = {**settings.secrets.sources, **{k: f'${{{k}}}' for k in ambient}}
+    values = {k: _filled(v) for k,v in texts.items()} | _in_addresses(settings)
     return {k: v for k,v in values.items() if len(v) >= 8 and not v.isalpha()}
 
 # %% ../nbs/api/01_config.ipynb #8c859952
@@ -329,6 +338,7 @@ def load_settings(
     found = {k: resolve(ini, env, root, k) for k in known_keys}
     nbs,lib = nbdev_paths(root)
     triggers = {k.partition(':')[2]: v for k,v in ini.items() if k.startswith('trigger:')}
-    hidden = {f'{key} of [{name}]{i or ""}': o for name,keys in ini.items() if name != 'secrets' for key,v in keys.items() for i,o in enumerate(hidden_parts(v))}
+    texts = {**{f'{k} by default': o[0] for k,o in known_keys.items()}, **{f'{k} of [{name}]': v for name,keys in ini.items() if name != 'secrets' for k,v in keys.items()}}
+    hidden = {k: v for k,v in texts.items() if '${' in v or hidden_parts(v)}
     return Settings(root, env, **{k: v for k,(v,_) in found.items()}, secrets=Secrets(ini.get('secrets', {})), nbs=nbs, lib=lib,
                     triggers=triggers, origins={k: o for k,(_,o) in found.items()}, hidden=hidden)

@@ -9,9 +9,9 @@ from test_ledger_postgres import Server, binaries
 
 # each has a part that stands nowhere else; they come from the environment, by a name of settings.ini, as passwords in addresses, and typed
 known = dict(API_TOKEN='hush-api-4711', MY_DB_PASSWORD='hush-db "4712"', NOBODY_USES='hush-unused-4713', LEDGER_PASSWORD='hush-ledger-4714', STORE_PASSWORD='hush-store-4715', MLFLOW_PASSWORD='hush-mlflow-4716',
-    STUDIES_PASSWORD='hush-studies-4717', OPENLINEAGE_API_KEY='hush-events-4718')
+    STUDIES_PASSWORD='hush-studies-4717', OPENLINEAGE_API_KEY='hush-events-4718', WHOLE_ADDRESS='mysql://me:hush-whole-4720@127.0.0.1:1/nobody')
 typed = "hush-typed-4719 'x'"
-traces = [o[:9].encode() for o in (*known.values(), typed)]
+traces = [o[o.index('hush-'):][:9].encode() for o in (*known.values(), typed)]
 
 settings = '''[DEFAULT]
 {more}
@@ -25,6 +25,8 @@ ledger = mysql://me:${{LEDGER_PASSWORD}}@127.0.0.1:1/nobody
 [wrongstudies]
 studies = mysql://me:${{STUDIES_PASSWORD}}@127.0.0.1:1/nobody
 mlflow = http://me:${{MLFLOW_PASSWORD}}@127.0.0.1:1
+[wholeaddress]
+studies = ${{WHOLE_ADDRESS}}
 [secrets]
 db_password = ${{MY_DB_PASSWORD}}
 unused = ${{NOBODY_USES}}
