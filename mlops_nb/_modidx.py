@@ -1007,6 +1007,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlops_nb.outbox.backlog': ('api/outbox.html#backlog', 'mlops_nb/outbox.py'),
                                  'mlops_nb.outbox.client_variables': ('api/outbox.html#client_variables', 'mlops_nb/outbox.py'),
                                  'mlops_nb.outbox.forwarding': ('api/outbox.html#forwarding', 'mlops_nb/outbox.py'),
+                                 'mlops_nb.outbox.gives_way': ('api/outbox.html#gives_way', 'mlops_nb/outbox.py'),
+                                 'mlops_nb.outbox.going_first': ('api/outbox.html#going_first', 'mlops_nb/outbox.py'),
                                  'mlops_nb.outbox.last_status': ('api/outbox.html#last_status', 'mlops_nb/outbox.py'),
                                  'mlops_nb.outbox.mlflow_here': ('api/outbox.html#mlflow_here', 'mlops_nb/outbox.py'),
                                  'mlops_nb.outbox.note': ('api/outbox.html#note', 'mlops_nb/outbox.py'),

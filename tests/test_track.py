@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip('flask_wtf') # of mlops_nb[ui]
 from mlops_nb.core import MlopsError
 from mlops_nb.forward import counts, track
-from mlops_nb.outbox import backlog, last_status, nudge, target_of
+from mlops_nb.outbox import backlog, forwarding, last_status, nudge, target_of
 from mlops_nb.tracker import talking_to
 from scratch import Project, until
 from test_ledger_postgres import server as postgres # noqa: F401 (a fixture)
@@ -289,6 +289,25 @@ def test_who_tells_is_killed_again_and_again(project):
 def tracked_some(project):
     "Has anything been noted?"
     with project.ledger as ledger: return counts(ledger, target_of(project.settings.mlflow))
+
+
+def is_busy(project):
+    "Does somebody empty the outbox?"
+    with forwarding(project.state) as free: return not free
+
+
+def test_asked_while_a_run_goes_on(project):
+    "Who tells in the background gives way to who asks, and somebody goes on after that"
+    project.stage('01_wait', 'out: Out = "data/o.txt"', 'import os, time\nwhile not os.path.exists("../../../go"): time.sleep(.05)', 'record(x=1)\nopen(out, "w").write("1")')
+    p = project.start('run', 'demo')
+    try:
+        until(lambda: is_busy(project), 60)
+        done = project.cli('track', '--json')
+        assert done.code == 0 and done.json['left'] == 1 and p.poll() is None, done
+    finally: (project.root/'go').write_text('')
+    assert project.wait(p).code == 0
+    with project.ledger as ledger: until(lambda: not backlog(ledger, target_of(project.settings.mlflow)), 60)
+    assert not project.quiet(60)
 
 
 def test_five_are_sent_at_once(project):
