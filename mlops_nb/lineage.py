@@ -341,7 +341,7 @@ def by_path(ws:Workspace, ref:str)->Meant|None:
 def by_past(ws:Workspace, ref:str)->Meant|None:
     "A path at which there is nothing any more, or a URL"
     if '/' not in ref: return None
-    places = [ref] if is_url(ref) else [os.path.realpath(o) for o in (ref, ws.settings.root/ref)]
+    places = [mask_url(ref)] if is_url(ref) else [os.path.realpath(o) for o in (ref, ws.settings.root/ref)]
     was = next((o for p in dict.fromkeys(places) if (o := _past(ws, p))), None)
     return was and Meant(_plain(was), was.get('maker'))
 
@@ -363,7 +363,7 @@ def _output(row:dict, out:str, where:str)->Meant:
 # %% ../nbs/api/11c_lineage.ipynb #641e9232
 def by_run(ws:Workspace, ref:str)->Meant|None:
     "`RUN:STAGE.OUT`"
-    m = re.fullmatch(r'([\w.-]+):([\w-]+)\.(\w+)', ref)
+    m = re.fullmatch(r'([\w.~-]+):([\w-]+)\.(\w+)', ref)
     if not m: return None
     run = ws.ledger.run(m[1])
     return _output(_row_of(ws.ledger.stage_runs(run['id']), m[2], f"run {run['id']}"), m[3], f"run {run['id']}")
