@@ -186,6 +186,8 @@ class Artifact:
     size:int # bytes, all files together
     kind:str # 'file' or 'folder'
 
+    @classmethod
+    def of(cls, row:dict)->'Artifact': return cls(**{k: row[k] for k in ('digest','name','size','kind')}) # the ledger tells more of it
     def __str__(self): return f'{self.name} ({short(self.digest)})'
     def to_dict(self)->dict: return asdict(self)
 

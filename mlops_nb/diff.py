@@ -4,25 +4,23 @@
 
 # %% auto #0
 __all__ = ['line_styles', 'Side', 'trial_run', 'find_run', 'run_before', 'find_side', 'pairs_of', 'same', 'changes',
-           'metric_changes', 'as_stored', 'content', 'shown_path', 'data_changes', 'makers', 'Sources', 'sources_of',
-           'definition_changes', 'StageDiff', 'components_of', 'code_changes', 'without_notebooks', 'compare_stage',
-           'consequences', 'run_facts', 'RunDiff', 'diff_runs', 'value_text', 'change_text', 'bytes_text', 'data_text',
-           'metric_text', 'line', 'diff_lines', 'cell_lines', 'cause_lines', 'input_lines', 'consequence_lines',
-           'environment_lines', 'head_lines', 'told', 'verdict', 'as_markdown', 'tell_diff']
+           'metric_changes', 'shown_path', 'data_changes', 'makers', 'Sources', 'sources_of', 'definition_changes',
+           'StageDiff', 'components_of', 'code_changes', 'without_notebooks', 'compare_stage', 'consequences',
+           'run_facts', 'RunDiff', 'diff_runs', 'value_text', 'change_text', 'data_text', 'metric_text', 'line',
+           'diff_lines', 'cell_lines', 'cause_lines', 'input_lines', 'consequence_lines', 'environment_lines',
+           'head_lines', 'told', 'verdict', 'as_markdown', 'tell_diff']
 
 # %% ../nbs/api/11e_diff.ipynb #927c0785
 import json, math, os, textwrap
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from .cells import compare_cells, definition_source, unified
-from .content import Artifact
 from .core import MlopsError, PipelineError, StoreError, did_you_mean
 from .facts import facts
 from .notebook import read_notebook
-from .origin import about_code
+from .origin import about_code, at_hand, stored_as
 from .plan import Workspace
-from .show import error_line, megabytes, number, seconds
-from .source import is_url
+from .show import bytes_text, error_line, megabytes, number, seconds
 from .stage import cell_causes, short_name
 from .tables import NoSuchRun, as_rows
 
@@ -112,25 +110,6 @@ def metric_changes(old:dict, new:dict)->list: # as `changes`, with difference an
         return o | dict(difference=d, percent=100*d/abs(a) if d is not None and a and math.isfinite(a) and math.isfinite(d) else None)
     return [more(o) for o in changes(old, new)]
 
-# %% ../nbs/api/11e_diff.ipynb #37911bbc
-def as_stored(
-    a:dict, # an input or output, as the ledger has it
-)->Artifact|None: # None: it was never stored
-    "The artifact in the store that holds the content"
-    a = a.get('kept') or a
-    return Artifact(**{k: a[k] for k in ('digest','name','size','kind')}) if a.get('kind') in ('file','folder') else None
-
-# %% ../nbs/api/11e_diff.ipynb #55ea1bf8
-def content(ws:Workspace, a:dict)->Path|None:
-    "Where the content of an artifact can be read at once, if it can"
-    store,kept = getattr(ws.store, 'cache', ws.store), as_stored(a)
-    try:
-        if kept: return store.path(kept) if store.has(kept) else None
-        path = Path(a.get('path') or '')
-        small = not is_url(str(path)) and path.is_file() and path.stat().st_size < 2**26
-        return path if small and ws.digests.digest(path) == a['digest'] else None
-    except (StoreError, OSError): return None
-
 # %% ../nbs/api/11e_diff.ipynb #d21d2fa2
 def shown_path(ws:Workspace, path:str)->str:
     "A path for people: inside the project, relative to it"
@@ -141,7 +120,7 @@ def shown_path(ws:Workspace, path:str)->str:
 def data_changes(ws:Workspace, old:dict, new:dict)->list: # as `changes`; old and new have digest, size, path, rows; changed ones have columns
     "What became of inputs or outputs"
     def brief(a):
-        known = facts(path) if a and (path := content(ws, a)) else {}
+        known = facts(path) if a and (path := at_hand(ws, a)) else {}
         return a and {k: a.get(k) for k in ('digest','name','kind')} | dict(path=shown_path(ws, a.get('path')), size=(a.get('kept') or a).get('size')) | known
     def told(o):
         a,b = brief(o['old']), brief(o['new'])
@@ -168,7 +147,7 @@ class Sources:
 # %% ../nbs/api/11e_diff.ipynb #6400eb79
 def sources_of(ws:Workspace, row:dict)->Sources|None: # None: nothing is left of it
     "What the store has of the code of a stage run"
-    def stored(a): return ws.store.path(as_stored(a))
+    def stored(a): return ws.store.path(stored_as(a))
     try:
         if not row.get('code'): return Sources(read_notebook(stored(row['executed']))) if row.get('executed') else None
         folder = stored(row['code'])
@@ -341,13 +320,6 @@ def change_text(o:dict)->str:
     "`31 → 63`, `added: 3` or `removed (was 3)`"
     if o['how'] == 'added': return f"added: {value_text(o['new'])}"
     return f"removed (was {value_text(o['old'])})" if o['how'] == 'removed' else f"{value_text(o['old'])} → {value_text(o['new'])}"
-
-# %% ../nbs/api/11e_diff.ipynb #c062f278
-def bytes_text(n)->str:
-    "A size for people"
-    if n is None: return ''
-    unit,size = next(((u,s) for u,s in (('GB',1e9),('MB',1e6),('kB',1e3)) if n >= s), ('B',1))
-    return f'{n/size:.3g} {unit}' if unit != 'B' else f'{n} B'
 
 # %% ../nbs/api/11e_diff.ipynb #906a0342
 def _pair(a, b, text)->str:

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['states', 'style', 'width', 'height', 'gap_x', 'gap_y', 'margin', 'params_line', 'stage_name', 'work_line',
-           'bytes_text', 'artifact_line', 'back_tree', 'ahead_tree', 'show_lineage', 'columns_of', 'kept', 'routed',
-           'ordered', 'box', 'names_of', 'curve', 'picture', 'save_picture']
+           'artifact_line', 'back_tree', 'ahead_tree', 'show_lineage', 'columns_of', 'kept', 'routed', 'ordered', 'box',
+           'names_of', 'curve', 'picture', 'save_picture']
 
 # %% ../nbs/api/11i_drawing.ipynb #cc535aca
 import os
 from html import escape
 from .core import atomic_write, short, writing, ConfigError
 from .lineage import Lineage, edges_of, is_source, maker_of, size_of, source_state
-from .show import ago
+from .show import ago, bytes_text
 from .config import mask_url
 
 # %% ../nbs/api/11i_drawing.ipynb #d85bd24d
@@ -33,14 +33,6 @@ def work_line(row:dict)->str:
     status = '' if row['status'] == 'completed' else row['status']
     told = trial, f"run {row['run_id']}", status, ago(row['started']), f"{row['run_username']} on {row['run_host']}", commit, params_line(row)
     return ' · '.join(o for o in told if o)
-
-# %% ../nbs/api/11i_drawing.ipynb #153d0563
-def bytes_text(n)->str:
-    "A size for people"
-    if n is None: return ''
-    for unit,size in (('GB',10**9), ('MB',10**6), ('kB',10**3)):
-        if n >= size: return f'{n/size:.1f} {unit}'
-    return f'{n} bytes'
 
 # %% ../nbs/api/11i_drawing.ipynb #f0fba038
 states = dict(same='unchanged', changed='changed since', gone='gone') # what has become of data from outside

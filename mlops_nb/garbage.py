@@ -19,11 +19,11 @@ from pkgutil import resolve_name
 from pathlib import Path
 from types import SimpleNamespace
 from .core import LedgerError, MlopsError, ParameterError, StoreError, Stopped, now
-from .diff import bytes_text
 from .ledger import collecting, open_ledger
 from .plan import Workspace
 from .process import this_process
 from .run import clean_up_after_the_dead, heartbeat, shared_ledger, signals_as_interrupt
+from .show import bytes_text
 from .store import remove
 from .tables import code_param, notebook_param, stamp, version
 from .tenant import readers, tenant_id

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['outside', 'about_code', 'locks', 'source_json', 'place_of', 'code_files', 'pack_code', 'keep_code', 'size_of',
-           'keep_input', 'keep_lock']
+           'keep_input', 'stored_as', 'at_hand', 'keep_lock']
 
 # %% ../nbs/api/06b_origin.ipynb #604cb112
 import copy, json, os, shutil
 from pathlib import Path
 from .code import CodeIndex, code_paths, unpickles, trace
 from .content import Artifact, artifact_of, scan
-from .core import digest_json, writing
+from .core import StoreError, digest_json, writing
 from .notebook import Notebook
 from .source import is_glob
+from .stage import is_url
 
 # %% ../nbs/api/06b_origin.ipynb #b216b5d7
 def source_json(nb:Notebook)->dict: # nbformat 4 JSON
@@ -117,6 +118,27 @@ def keep_input(
     ws.kept[key] = artifact if ws.store.has(artifact) else ws.store.put(path)
     shutil.rmtree(dest, ignore_errors=True)
     return ws.kept[key]
+
+# %% ../nbs/api/06b_origin.ipynb #97acc180
+def stored_as(
+    a:dict, # an input or output, as the ledger has it
+)->Artifact|None: # None: it was never stored
+    "The artifact in the store that holds the content"
+    a = a.get('kept') or a
+    return Artifact.of(a) if a.get('kind') in ('file','folder') else None
+
+def at_hand(
+    ws, # `Workspace`
+    a:dict, # an input or output, as the ledger has it
+)->Path|None:
+    "Where the content of an artifact can be read at once, if it can"
+    store,kept = getattr(ws.store, 'cache', ws.store), stored_as(a)
+    try:
+        if kept: return store.path(kept) if store.has(kept) else None
+        path = Path(a.get('path') or '')
+        small = not is_url(str(path)) and path.is_file() and path.stat().st_size < 2**26
+        return path if small and ws.digests.digest(path) == a['digest'] else None
+    except (StoreError, OSError): return None
 
 # %% ../nbs/api/06b_origin.ipynb #f10a9d9e
 locks = 'uv.lock','requirements.lock','pylock.toml','poetry.lock','pdm.lock','Pipfile.lock','pixi.lock','conda-lock.yml','requirements.txt' # the first one counts

@@ -135,7 +135,7 @@ def why(planner:Planner, name:str, parts:dict, unknown:dict)->list:
 # %% ../nbs/api/07a_plan.ipynb #ae5af8c9
 def artifacts(row:dict)->dict: 
     "{parameter: Artifact} of a stage run's outputs"
-    return {k: Artifact(**{f: v[f] for f in ('digest','name','size','kind')}) for k,v in (row['outputs'] or {}).items()}
+    return {k: Artifact.of(v) for k,v in (row['outputs'] or {}).items()}
 
 # %% ../nbs/api/07a_plan.ipynb #172579e2
 def look(

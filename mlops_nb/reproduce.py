@@ -48,7 +48,7 @@ def recorded_stages(
 
 def stored(ws:Workspace, artifact:dict, what:str)->Path:
     "Where a recorded artifact is"
-    a = Artifact(**{k: artifact[k] for k in ('digest','name','size','kind')})
+    a = Artifact.of(artifact)
     if ws.store.has(a): return ws.store.path(a)
     raise StoreError(f"{what} is no longer in the store", where=ws.settings.store, remedy="it was collected or lost; restore the store from a backup, or choose a younger run")
 
@@ -95,8 +95,8 @@ def lay_out(files:dict, root:Path):
 def _outside_input(ws:Workspace, row:dict, name:str)->str:
     "Where an input from outside can be read as it was"
     o,where = row['inputs'][name], f"{row['stage']}, {name}"
-    if o.get('kept') and ws.store.has(Artifact(**o['kept'])):
-        path = str(ws.store.path(Artifact(**o['kept'])))
+    if o.get('kept') and ws.store.has(Artifact.of(o['kept'])):
+        path = str(ws.store.path(Artifact.of(o['kept'])))
         return os.path.join(path, os.path.relpath(o['path'], _glob_root(o['path']))) if is_glob(o['path']) and o['kept']['kind'] == 'folder' else path
     now = open_source(o['path'], ws.digests.digest, ws.remote, where, ws.model)
     if now.digest == o['digest']: return now.local
@@ -191,7 +191,7 @@ class Part:
 def output_likeness(ws:Workspace, then:dict, path:Path)->Likeness:
     "How like a recorded output one made again is"
     if ws.digests.digest(path) == then['digest']: return Likeness()
-    a = Artifact(**{k: then[k] for k in ('digest','name','size','kind')})
+    a = Artifact.of(then)
     if not ws.store.has(a): return Likeness('differs', 'the recorded one is no longer in the store, so it is not known where')
     return likeness(ws.store.path(a), path)
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['styles', 'whole', 'seconds', 'number', 'metrics_text', 'against_baseline', 'console', 'table', 'styled', 'megabytes',
-           'result_table', 'plan_table', 'source_view', 'failure_text', 'error_line', 'Lines', 'label', 'line_of',
-           'Bars', 'bar', 'listener', 'ago', 'params_text', 'took', 'runs_table', 'stages_of', 'collected_text',
-           'run_head', 'rung_text', 'show_run', 'output_text', 'source_numbers', 'log_text', 'executed_notebook',
-           'notebook_gone', 'stage_logs']
+           'bytes_text', 'result_table', 'plan_table', 'source_view', 'failure_text', 'error_line', 'Lines', 'label',
+           'line_of', 'Bars', 'bar', 'listener', 'ago', 'params_text', 'took', 'runs_table', 'stages_of',
+           'collected_text', 'run_head', 'rung_text', 'show_run', 'output_text', 'source_numbers', 'log_text',
+           'executed_notebook', 'notebook_gone', 'stage_logs']
 
 # %% ../nbs/api/09b_show.ipynb #4f9bd8d9
 import math, os, time
@@ -80,6 +80,12 @@ def _safe(text)->str:
 def megabytes(mb)->str:
     "An amount of memory for people"
     return f'{mb:,.0f} MB' if mb else ''
+
+def bytes_text(n)->str: # None: ''
+    "A size for people"
+    if n is None: return ''
+    unit,size = next(((u,s) for u,s in (('GB',1e9),('MB',1e6),('kB',1e3)) if n >= s), ('bytes',1))
+    return f'{n/size:.1f} {unit}' if size > 1 else f'{n} bytes'
 
 # %% ../nbs/api/09b_show.ipynb #bfeddcfd
 def result_table(
@@ -340,7 +346,7 @@ def executed_notebook(settings, row:dict):
     if path and path.is_file(): return path
     from mlops_nb.plan import Workspace
     from mlops_nb.content import Artifact
-    return row['executed'] and Workspace(settings).store.path(Artifact(**row['executed']))
+    return row['executed'] and Workspace(settings).store.path(Artifact.of(row['executed']))
 
 # %% ../nbs/api/09b_show.ipynb #867233d1
 def notebook_gone(settings, row:dict)->str:
