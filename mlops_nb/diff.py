@@ -37,11 +37,9 @@ def trial_run(ws:Workspace, ref:str)->dict:
     "The run that a trial is: `STUDY/7` or `STUDY/BEST`"
     from mlops_nb.study import find_trial, studies_of
     with studies_of(ws.settings) as storage: study,trial = find_trial(storage, ref)
-    t = ws.ledger.t.runs
-    query = t.select().where(t.c.study == study.study_name, t.c.trial == trial.number).order_by(t.c.started.desc()).limit(1)
-    with ws.ledger.db.read() as c: found = as_rows(c.execute(query))
-    if not found: raise NoSuchRun(f"the ledger has no run of trial {trial.number} of {study.study_name}", remedy="it was made elsewhere, or has not started")
-    return found[0]
+    try: return ws.ledger.run(trial.user_attrs['run'])
+    except (KeyError, NoSuchRun):
+        raise NoSuchRun(f"the ledger has no run of trial {trial.number} of {study.study_name}", remedy="it was made elsewhere, or has not started") from None
 
 # %% ../nbs/api/11e_diff.ipynb #0970e6f4
 def find_run(ws:Workspace, ref:str)->tuple: # (row, the stage that was named or '')

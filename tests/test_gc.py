@@ -237,3 +237,20 @@ def test_of_a_study_the_best_trial_stays(project):
     newest = max(trials, key=lambda o: o['started'])
     assert {o['id'] for o in trials if whole(project, o['id'])} == {best['id'], newest['id']}
     assert project.ok('-p', f'x={best["params"]["try.x"]}').statuses == {'01_try': 'cached'}
+
+
+def test_two_projects_with_studies_of_one_name(tmp_path):
+    "They share the ledger and the store; neither takes the other's trials for its own"
+    settings = f'[DEFAULT]\nledger = sqlite:///{tmp_path}/ledger.db\nstore = {tmp_path}/store\nmlflow = none\n'
+    a,b = (Project(tmp_path/o, settings) for o in 'ab')
+    try:
+        for p,loss in ((a, 'x'), (b, '-x')):
+            p.stage('01_try', 'x: float = 1.0\nout: Out = "data/o.txt"', '#| tune\nfrom optuna.distributions import FloatDistribution\nspace = dict(x=FloatDistribution(0, 3))',
+                f'record(loss={loss})\nopen(out, "w").write("{p.root.name}" + str(x))')
+            assert p.cli('tune', 'demo/01_try', '--metric', 'loss', '--trials', '5', '--jobs', '1').code == 0
+        mine,yours = (p.cli('study', 'demo-try', '--json').json for p in (a, b))
+        lost = {o['run'] for o in a.cli('gc', '--keep', '0', '--json').json['runs']}
+        assert lost and lost <= {o['run'] for o in mine['trials']} - {mine['best']['run']}
+        assert [a.cli('diff', 'demo-try/0', f'demo-try/{o["best"]["number"]}', '--json').json['b']['run'] in {t['run'] for t in mine['trials']} for o in (mine, yours)] == [True, True]
+    finally:
+        for p in (a, b): p.put_away()
