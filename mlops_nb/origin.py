@@ -102,7 +102,7 @@ def keep_input(
     source, # `Source`
     limit:int, # bytes
     tmp, # a folder for a moment
-): # Artifact, or None where it is too large
+): # Artifact, or None where it is too large, or the name too long for the store
     "Keep the content of an input that no stage makes"
     import glob
     from mlops_nb.source import _glob_root
@@ -111,7 +111,7 @@ def keep_input(
     pattern = is_glob(source.local) and not os.path.exists(source.local)
     paths = sorted(o for o in glob.glob(source.local, recursive=True) if os.path.isfile(o)) if pattern else [source.local]
     ws.kept[key] = None
-    if sum(map(size_of, paths)) > limit: return None
+    if sum(map(size_of, paths)) > limit or len(os.fsencode(key[1])) > 200: return None
     dest = Path(tmp)/'input'
     with writing(dest, 'the temporary folder'): path = _gathered(Path(_glob_root(source.local)), paths, dest) if pattern else source.local
     artifact = artifact_of(path, digests=ws.digests)

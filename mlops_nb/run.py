@@ -301,8 +301,9 @@ def turn(sch:Scheduler):
     if not under_way(sch): return
     if not sch.flying: time.sleep(.05)
     for kind,id,data in sch.executor.wait(.1 if sch.waits else 1.):
+        if id not in sch.flying: continue # it was given up just after its start
         if kind == 'done': finish(sch, id, data)
-        elif id in sch.flying: sch.tell(kind, sch.flying[id][0], sch.flying[id][1].stage.name, data)
+        else: sch.tell(kind, sch.flying[id][0], sch.flying[id][1].stage.name, data)
 
 def drive(sch:Scheduler):
     "Until nothing is pending and nothing is under way"
