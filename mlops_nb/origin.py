@@ -110,11 +110,12 @@ def keep_input(
     if key in ws.kept and (ws.kept[key] is None or ws.store.has(ws.kept[key])): return ws.kept[key]
     pattern = is_glob(source.local) and not os.path.exists(source.local)
     paths = sorted(o for o in glob.glob(source.local, recursive=True) if os.path.isfile(o)) if pattern else [source.local]
-    ws.kept[key] = None
-    if sum(map(size_of, paths)) > limit or len(os.fsencode(key[1])) > 200: return None
+    too_large = sum(map(size_of, paths)) > limit and not source.path.startswith('models:') # a model is in the store anyway
+    if too_large or len(os.fsencode(key[1])) > 200: return ws.kept.setdefault(key)
     dest = Path(tmp)/'input'
     with writing(dest, 'the temporary folder'): path = _gathered(Path(_glob_root(source.local)), paths, dest) if pattern else source.local
     artifact = artifact_of(path, digests=ws.digests)
+    if not pattern and artifact.digest != source.digest: return None # somebody writes it just now, and the stage will say so
     ws.kept[key] = artifact if ws.store.has(artifact) else ws.store.put(path)
     shutil.rmtree(dest, ignore_errors=True)
     return ws.kept[key]
