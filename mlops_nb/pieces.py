@@ -7,6 +7,7 @@ __all__ = ['is_csv', 'csv_pieces', 'parquet_pieces', 'pieces', 'fits_both', 'arr
            'write_apart', 'validate_file']
 
 # %% ../nbs/api/12b_pieces.ipynb #d7b99e28
+import os
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ def pieces(
             yield df.set_axis(range(n, n+len(df)))
             n += len(df)
     except pd.errors.EmptyDataError: yield pd.DataFrame()
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as e: raise ParameterError(f"the file can't be read: {os.strerror(e.errno)}", where=str(path), remedy="check the path") from e
     except (OSError, ValueError, TypeError, EOFError, arrow.ArrowException) as e:
         raise ParameterError(f"the file can't be read after row {n:,}: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}", where=str(path), remedy="a parquet file, or a CSV with a header, is wanted") from e
 
