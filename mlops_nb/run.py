@@ -393,7 +393,7 @@ def each_values(pipeline, key:str, values)->list:
     "The list of values for parameter `key`, from text if need be"
     stages,name = addressed(pipeline, key)
     types = [p.type for o in stages if (p := pipeline.stages[o].params.get(name))]
-    where,remedy = f'pipeline {pipeline.name}', f"write {key}=a,b,c or {key}=1..12"
+    where,remedy = f'pipeline {pipeline.name}', f"write {key}=a,b,c" + (f" or {key}=1..12" if types and types[0].name == 'int' else '')
     if not types: raise ParameterError(f"unknown parameter {key}", where=where, remedy=did_you_mean(name, pipeline.stages[stages[0]].params))
     if any(o.name == 'Secret' for o in types):
         raise ParameterError(f"{key} is a secret, and can't be mapped over", where=where, remedy="run once for each")
@@ -562,7 +562,7 @@ def run(
                 execute_runs(ws, runs, executor, listener, lambda run: note_start(ws, run, known, each))
             for o in runs: o.models = hand_on(ws, o) if o.result().status == 'completed' else []
         except KeyboardInterrupt: raise Stopped("the run was stopped",
-            remedy=f"the same command carries on: finished stages are not run again\n    {again}".rstrip()) from None
+            remedy=f"{'finished stages are kept; the same command, without force, carries on' if force else 'the same command carries on: finished stages are not run again'}\n    {again}".rstrip()) from None
         finally:
             ws.digests.flush()
             if runs: nudge(settings)
