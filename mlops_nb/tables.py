@@ -124,7 +124,8 @@ def matching(c, table, ref:str, limit:int=5)->list: # newest first
     "The rows of `table` that `ref` may mean: that id; else those that begin or end so; `last~2`: the last but two"
     t = table.c
     newest = table.select().order_by(t.started.desc(), t.id.desc())
-    if m := re.fullmatch(r'last(?:~(\d{1,9}))?', ref): return as_rows(c.execute(newest.limit(1).offset(int(m[1] or 0))))
+    listed = newest.where(t.study.is_(None)) if 'study' in t else newest
+    if m := re.fullmatch(r'last(?:~(\d{1,9}))?', ref): return as_rows(c.execute(listed.limit(1).offset(int(m[1] or 0))))
     exact = as_rows(c.execute(newest.where(t.id==ref)))
     return exact or as_rows(c.execute(newest.where(t.id.startswith(ref, autoescape=True) | t.id.endswith(ref, autoescape=True)).limit(limit)))
 
