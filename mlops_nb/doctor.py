@@ -139,7 +139,7 @@ def mlflow(ws)->str:
     return f"{where}, {f'{left:,} runs wait' if left else 'knows of all runs'}"
 
 # %% ../nbs/api/09c_doctor.ipynb #7ff11491
-extras = dict(tune='optuna', track='mlflow', ui='flask', lab='jupyterlab', docs='sphinx', serve='fastapi', dask='distributed', kubeflow='kfp', s3='s3fs', postgres='psycopg',
+extras = dict(tune='optuna', validate='pandera', track='mlflow', ui='flask', lab='jupyterlab', docs='sphinx', serve='skl2onnx', dask='distributed', kubeflow='kfp', s3='s3fs', postgres='psycopg',
               dev='nbdev')
 
 # %% ../nbs/api/09c_doctor.ipynb #2fd9e243
@@ -148,7 +148,7 @@ def optional_parts(ws)->str:
     "Which extras are installed"
     have = [k for k,v in extras.items() if importlib.util.find_spec(v)]
     lack = [k for k in extras if k not in have]
-    return f"installed: {', '.join(have) or 'none'}" + (f'; others by pip install "mlops_nb[{",".join(lack)}]"' if lack else '')
+    return f"installed: {', '.join(have) or 'none'}" + (f'; others: {", ".join(lack)}; each by pip install "mlops_nb[NAME]"' if lack else '')
 
 # %% ../nbs/api/09c_doctor.ipynb #5d6c0013
 def examine_all(settings)->list: # of Finding
