@@ -330,15 +330,16 @@ def output_text(o:dict)->str:
 
 # %% ../nbs/api/09b_show.ipynb #932eaf30
 def source_numbers(nb)->list: # of (number, Cell)
-    "The code cells, each with the number that it has in the source, where no parameters are injected"
-    at = next((o.index for o in nb.cells if 'injected-parameters' in o.tags), math.inf)
-    return [(o.index - (o.index >= at), o) for o in nb.code]
+    "The code cells, each with the number that it has in the source, where no parameters are injected and no errors announced"
+    added = [o.index for o in nb.cells if {'injected-parameters','papermill-error-cell-tag'} & set(o.tags)]
+    return [(o.index - sum(i <= o.index for i in added), o) for o in nb.code]
 
 # %% ../nbs/api/09b_show.ipynb #a0639a42
 def _cell_head(n:int, cell)->str:
     "The number of a cell, and its first line of code"
     lines = (o for o in cell.source.splitlines() if o.strip() and not o.startswith('#'))
-    return f"── cell {n}: {next(lines, '')[:80]}\n"
+    line = next(lines, '')
+    return f"── cell {n}: {line if len(line) <= 64 else line[:63] + '…'}\n"
 
 # %% ../nbs/api/09b_show.ipynb #cc87282a
 def log_text(
