@@ -311,6 +311,7 @@ class Reproduction:
     environment:list|None # what of it has changed
     twice:bool=False # was it made under other circumstances too?
     folder:str='' # where everything can be looked at; '' if it is gone
+    left:list=field(default_factory=list) # the run's other stages: they weren't asked for, or have not been completed
 
     @property
     def verdict(self)->str: return max((o.verdict for o in self.stages), key=('identical','equal','differs').index)
@@ -321,7 +322,7 @@ class Reproduction:
     def as_json(self):
         f = self.first
         return dict(run=self.run, verdict=self.verdict, first=f and dict(stage=f.stage, part=f.worst and f'{f.worst.kind} {f.worst.name}', what=f.what), twice=self.twice,
-            environment=self.environment, stages=[o.as_json() for o in self.stages], folder=self.folder or None)
+            environment=self.environment, stages=[o.as_json() for o in self.stages], folder=self.folder or None, left=self.left)
     def __repr__(self): return '\n'.join([f'{self.run}: {self.verdict}', *(f'  {o.stage}: {o.verdict}' + (f', {o.what}' if o.what else '') for o in self.stages)])
 
 # %% ../nbs/api/11g_reproduce.ipynb #644a03ee
@@ -357,7 +358,8 @@ def _reproduce(ws:Workspace, run:dict, rows:list, twice:bool, folder, jobs:int, 
     def make(variables): return make_once(ws, run, groups, home/f'try{next(tries)}', jobs, variables, listener)
     try:
         once = make({})
-        result = Reproduction(run['id'], [judged(ws, o, once[o['stage']]) for o in rows], environment_changes(ws, run), twice)
+        result = Reproduction(run['id'], [judged(ws, o, once[o['stage']]) for o in rows], environment_changes(ws, run), twice,
+            left=[o['stage'] for o in ws.ledger.stage_runs(run['id']) if o['stage'] not in once])
         if twice: _add_leaks(result, once, make, run, groups, home)
         ws.ledger.event('reproduced', run_id=run['id'], verdict=result.verdict, first=result.as_json()['first'], twice=twice, leaks=list(result.leaks))
     finally:
@@ -390,4 +392,5 @@ def summary(r:Reproduction)->list: # lines
     if r.verdict != 'identical': lines += ['The environment of then is not known.'] if changes is None else ['Changed since in the environment: ' + ', '.join(changes[:8]) + (f' and {len(changes)-8} more' if len(changes) > 8 else '')] if changes else ['The environment has not changed.']
     if r.twice and not r.leaks and not any(o.error for o in r.stages): lines.append('Nothing leaks in: another folder, another user and another hash seed make no difference.')
     lines.append(f'{r.run} differs, first in {r.first.stage}: {r.first.what}' if r.verdict == 'differs' else f'{r.run} is {r.verdict}: {_meaning[r.verdict]}')
+    if r.left: lines.append(f"Not made again: {', '.join(r.left)}")
     return lines + ([f'Everything is in {r.folder}'] if r.folder else [])
