@@ -58,11 +58,11 @@ def _ini_parser():
 def _ini_error(e):
     "One clear error for whatever configparser found"
     line = getattr(e, 'lineno', None) or next((o[0] for o in getattr(e, 'errors', [])), '?')
-    what = 'has a line that is not `key = value`'
-    if isinstance(e, configparser.MissingSectionHeaderError): what = 'has a line before its first [section]'
+    what,remedy = 'has a line that is not `key = value`', 'correct the line'
+    if isinstance(e, configparser.MissingSectionHeaderError): what,remedy = 'has a line before its first [section]', 'write [DEFAULT] above it'
     if isinstance(e, configparser.DuplicateSectionError): what = f'has two sections [{e.section}]'
     if isinstance(e, configparser.DuplicateOptionError): what = f'sets {e.option} twice in [{e.section}]'
-    return ConfigError(f'settings.ini {what}', where=f'settings.ini, line {line}', remedy='correct the line')
+    return ConfigError(f'settings.ini {what}', where=f'settings.ini, line {line}', remedy=remedy)
 
 # %% ../nbs/api/01_config.ipynb #c9b078d6
 def read_ini(

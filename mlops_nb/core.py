@@ -221,5 +221,6 @@ def writing(
     except OSError as e:
         folder = next((o for o in (Path(path), *Path(path).parents) if o.exists()), Path('/'))
         free = shutil.disk_usage(folder).free / 2**20
-        raise cls(f"{what} can't be written: {e.strerror or e}", where=str(path),
-                  remedy=f"{free:,.0f} MB are free there; make room, or check who may write to {folder}") from e
+        room,rights = f"{free:,.0f} MB are free there; make room", f"check who may write to {folder}"
+        remedy = {errno.ENOSPC: room, errno.EDQUOT: room, errno.EACCES: rights, errno.EPERM: rights, errno.EROFS: rights}.get(e.errno, f'{room}, or {rights}')
+        raise cls(f"{what} can't be written: {e.strerror or e}", where=str(path), remedy=remedy) from e
