@@ -75,6 +75,7 @@ def parse_url(
 # %% ../nbs/api/03b_database.ipynb #6f1bebcc
 def masked_url(u)->str: # u: SQLAlchemy URL
     "A URL fit to be shown: no password, no query"
+    if u.drivername.startswith('sqlite'): return f"{u.drivername}:///{u.database or ''}" # a path, as one types it
     return u.set(query={}).render_as_string(hide_password=True)
 
 # %% ../nbs/api/03b_database.ipynb #109420d4

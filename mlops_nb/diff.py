@@ -309,7 +309,7 @@ def diff_runs(
 # %% ../nbs/api/11e_diff.ipynb #327332ef
 def value_text(v, most:int=60)->str:
     "A value on one line"
-    text = json.dumps(v, ensure_ascii=False, default=str) if isinstance(v, (dict,list)) else number(v) if isinstance(v, float) else str(v)
+    text = json.dumps(v, ensure_ascii=False, default=str) if isinstance(v, (dict,list)) else number(v) if isinstance(v, float) else str(v) or "''"
     text = ' '.join(text.split())
     return text if len(text) <= most else text[:most-1] + '…'
 
