@@ -293,7 +293,7 @@ def refuse_while_running(ledger):
 def collecting_from(ledger, settings=None):
     "In the block no run of this ledger starts"
     owner = this_process()
-    if not ledger.claim(collecting, owner): raise LedgerError("somebody else collects right now", where=str(ledger), remedy='wait for its end')
+    if not ledger.claim(collecting, owner): raise LedgerError("somebody else collects right now", where=ledger.db.where, remedy='wait for its end')
     try:
         refuse_while_running(ledger)
         with heartbeat(settings.ledger, owner) if settings and shared_ledger(settings) else nullcontext(): yield
