@@ -1231,6 +1231,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'mlops_nb/reproduce.py'),
                                     'mlops_nb.reproduce._add_leaks': ('api/reproduce.html#_add_leaks', 'mlops_nb/reproduce.py'),
                                     'mlops_nb.reproduce._again': ('api/reproduce.html#_again', 'mlops_nb/reproduce.py'),
+                                    'mlops_nb.reproduce._again_because': ('api/reproduce.html#_again_because', 'mlops_nb/reproduce.py'),
                                     'mlops_nb.reproduce._clean': ('api/reproduce.html#_clean', 'mlops_nb/reproduce.py'),
                                     'mlops_nb.reproduce._fits': ('api/reproduce.html#_fits', 'mlops_nb/reproduce.py'),
                                     'mlops_nb.reproduce._is_tool': ('api/reproduce.html#_is_tool', 'mlops_nb/reproduce.py'),

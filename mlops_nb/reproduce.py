@@ -149,6 +149,11 @@ def _again(result, out:Path, row:dict)->Again: # result: `StageResult`
     return Again(result.status, {k: out/row['stage']/k/v for k,v in row['components']['outputs'].items()}, result.metrics, steps, result.error)
 
 # %% ../nbs/api/11g_reproduce.ipynb #33f85b0f
+def _again_because(listener):
+    "A listener that isn't told that a stage has not run yet"
+    def tell(kind, run, stage=None, data=None): listener(kind, run, stage, replace(data, causes=['made again, in a clean folder']) if kind == 'start' else data)
+    return tell
+
 def make_once(
     ws:Workspace,
     run:dict, # its row
@@ -165,7 +170,7 @@ def make_once(
         lay_out(files, root)
         pipeline = (root/stages[0][1]).parent
         params = {k: v for row,place in stages for k,v in given(ws, row, read_stage(root/place), out).items()}
-        [r] = run_pipeline(clean_settings(ws, run, root, folder), str(pipeline), params, jobs=jobs, listener=listener, variables=variables_of(root, variables or {}))
+        [r] = run_pipeline(clean_settings(ws, run, root, folder), str(pipeline), params, jobs=jobs, listener=_again_because(listener), variables=variables_of(root, variables or {}))
         rows = {row['stage']: row for row,_ in stages}
         found |= {o.stage: _again(o, out, rows[o.stage]) for o in r.stages}
     return found
