@@ -15,7 +15,7 @@ from pathlib import Path
 from .config import load_settings, mask_url
 from .core import ConfigError, LedgerError, MlopsError, now
 from .ledger import open_ledger
-from .outbox import active, backlog, extra, forwarding, last_status, mlflow_here, note, pending, target_of, tell_status
+from .outbox import active, backlog, extra, forwarding, gives_way, going_first, last_status, mlflow_here, note, nudge, pending, target_of, tell_status
 from .tables import stamp
 from .tracker import Tracker, TrackingError, experiment, send, talking_to, young
 
@@ -69,7 +69,7 @@ def attempt(f:Forwarder, runs:list, size:int=50)->bool: # did it work?
 # %% ../nbs/api/11b_forward.ipynb #06b76027
 def drain(f:Forwarder)->bool: # was everything told?
     "Tell MLflow what is pending, until nothing is, and nothing goes on"
-    while f.settings.state.is_dir():
+    while f.settings.state.is_dir() and not gives_way(f.settings.state):
         going = active(f.ledger) # asked first: what ends after that is seen at the next look
         rows = [o for o in look(f) if is_ready(o)]
         ended = [o for o in rows if o['status'] != 'running']
@@ -173,13 +173,13 @@ def track(
     settings,
     again:bool=False, # also what MLflow was told before, if it doesn't have it
     tell=lambda sent, left: None, # is told how it goes on
-)->dict: # {target, sent, left, refused, running}
+)->dict: # {target, sent, left, refused, refusals}
     "Tell MLflow now what it doesn't know of the runs"
     if settings.mlflow == 'none': raise ConfigError("nothing is told to MLflow here: mlflow = none", where='settings.ini', remedy="say where MLflow is, or leave mlflow out")
     settings.state.mkdir(exist_ok=True)
     with open_ledger(settings.ledger) as ledger:
         f = Forwarder(settings, ledger, tell, tries=1)
-        with forwarding(settings.state, wait=3600) as mine, claimed(f) as ours:
+        with going_first(settings.state), forwarding(settings.state, wait=3600) as mine, claimed(f) as ours:
             if not (mine and ours): raise TrackingError("somebody else tells MLflow of this ledger", remedy="it goes on there; look later: mlops-nb doctor")
             forget_if_lost(settings, ledger)
             forget(ledger, f.target, everything if again else ['refused'])
@@ -188,4 +188,5 @@ def track(
                 before = backlog(ledger, f.target)
                 if not attempt(f, rows): raise TrackingError(f"{f.error.splitlines()[0]}; {backlog(ledger, f.target):,} runs wait", where=mask_url(settings.mlflow), remedy=f.remedy)
                 if backlog(ledger, f.target) == before: break # all that is left goes on
-        return dict(target=mask_url(settings.mlflow), sent=f.sent, left=backlog(ledger, f.target), refused=counts(ledger, f.target).get('refused', 0), refusals=f.tracker.refusals if f.tracker else [])
+        if left := backlog(ledger, f.target): nudge(settings) # runs go on, or one has ended while its own nudge found us at it
+        return dict(target=mask_url(settings.mlflow), sent=f.sent, left=left, refused=counts(ledger, f.target).get('refused', 0), refusals=f.tracker.refusals if f.tracker else [])

@@ -6,22 +6,23 @@
 __all__ = ['inside', 'other_hash_seed', 'other_user', 'recorded_stages', 'stored', 'code_of', 'grouped', 'lay_out', 'inputs_of',
            'values_of', 'given', 'clean_settings', 'variables_of', 'Again', 'make_once', 'Part', 'output_likeness',
            'figures_likeness', 'steps_likeness', 'parts', 'StageVerdict', 'judged', 'Leak', 'suspects', 'moved',
-           'leaks_of', 'environment_changes', 'Reproduction', 'reproduce', 'verdict_table', 'summary']
+           'cause_of', 'leaks_of', 'environment_changes', 'Reproduction', 'reproduce', 'verdict_table', 'summary']
 
 # %% ../nbs/api/11g_reproduce.ipynb #c4bfa0b8
 import ast, json, os, shutil, tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from .content import Artifact
-from .core import LedgerError, ParameterError, Stopped, StoreError, did_you_mean, writing
+from .core import LedgerError, ParameterError, Stopped, StoreError, atomic_copy, did_you_mean, writing
 from .diff import find_run
 from .engine import reports_of
 from .kernel import inside_variable
-from .likeness import Likeness, likeness, number_likeness, worst
+from .likeness import Likeness, likeness, number_likeness, verdicts, worst
 from .notebook import cell_tree, read_notebook
 from .origin import about_code, outside
 from .plan import Workspace
 from .run import run as run_pipeline
+from .show import error_line
 from .source import _glob_root, is_glob, open_source
 from .stage import _changed, environment, environment_digest, param_sources, read_stage, short_name, with_values
 from .tables import NoSuchRun
@@ -47,7 +48,7 @@ def recorded_stages(
 
 def stored(ws:Workspace, artifact:dict, what:str)->Path:
     "Where a recorded artifact is"
-    a = Artifact(**{k: artifact[k] for k in ('digest','name','size','kind')})
+    a = Artifact.of(artifact)
     if ws.store.has(a): return ws.store.path(a)
     raise StoreError(f"{what} is no longer in the store", where=ws.settings.store, remedy="it was collected or lost; restore the store from a backup, or choose a younger run")
 
@@ -94,10 +95,10 @@ def lay_out(files:dict, root:Path):
 def _outside_input(ws:Workspace, row:dict, name:str)->str:
     "Where an input from outside can be read as it was"
     o,where = row['inputs'][name], f"{row['stage']}, {name}"
-    if o.get('kept') and ws.store.has(Artifact(**o['kept'])):
-        path = str(ws.store.path(Artifact(**o['kept'])))
+    if o.get('kept') and ws.store.has(Artifact.of(o['kept'])):
+        path = str(ws.store.path(Artifact.of(o['kept'])))
         return os.path.join(path, os.path.relpath(o['path'], _glob_root(o['path']))) if is_glob(o['path']) and o['kept']['kind'] == 'folder' else path
-    now = open_source(o['path'], ws.digests.digest, ws.remote, where)
+    now = open_source(o['path'], ws.digests.digest, ws.remote, where, ws.model)
     if now.digest == o['digest']: return now.local
     raise StoreError(f"the input {o['path']} has changed since, and was too large to be kept", where=where, remedy="put the file of then in its place; keep_inputs in settings.ini says how large what is kept may be")
 
@@ -115,10 +116,18 @@ def values_of(row:dict, stage)->dict: # {parameter: JSON}
         if now[k] != then[k]: raise LedgerError(f"the value {then[k]} of {k} can't be given again", where=row['stage'], remedy="choose another run")
     return values
 
+def _by_name(path:str, folder:Path)->str:
+    "The path; where the store has the content under another name, that of a copy: a stage may look at the name"
+    if not os.path.islink(path): return path
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_copy(os.path.realpath(path), folder/os.path.basename(path))
+    return str(folder/os.path.basename(path))
+
 def given(ws:Workspace, row:dict, stage, out:Path)->dict: # {stage.parameter: value}
     "All that a stage is given: values and inputs of then, outputs in a folder of its own"
     outs = {k: str(out/row['stage']/k/row['components']['outputs'][k]) for k in stage.outs}
-    return {f"{row['stage']}.{k}": v for k,v in {**values_of(row, stage), **inputs_of(ws, row), **outs}.items()}
+    ins = {k: _by_name(v, out/row['stage']/'in'/k) for k,v in inputs_of(ws, row).items()}
+    return {f"{row['stage']}.{k}": v for k,v in {**values_of(row, stage), **ins, **outs}.items()}
 
 # %% ../nbs/api/11g_reproduce.ipynb #1d38112b
 def clean_settings(ws:Workspace, run:dict, root:Path, folder:Path):
@@ -187,7 +196,7 @@ class Part:
 def output_likeness(ws:Workspace, then:dict, path:Path)->Likeness:
     "How like a recorded output one made again is"
     if ws.digests.digest(path) == then['digest']: return Likeness()
-    a = Artifact(**{k: then[k] for k in ('digest','name','size','kind')})
+    a = Artifact.of(then)
     if not ws.store.has(a): return Likeness('differs', 'the recorded one is no longer in the store, so it is not known where')
     return likeness(ws.store.path(a), path)
 
@@ -217,12 +226,12 @@ class StageVerdict:
     leaks:list=field(default_factory=list) # of Leak, where it was made twice
 
     @property
-    def worst(self)->Part: return max(self.parts, key=lambda o: ('identical','equal','differs').index(o.likeness.verdict), default=None)
+    def worst(self)->Part: return max(self.parts, key=lambda o: verdicts.index(o.likeness.verdict), default=None)
     @property
     def verdict(self)->str: return 'differs' if self.error else self.worst.likeness.verdict if self.parts else 'identical'
     @property
     def what(self)->str:
-        if self.error: return 'failed this time: ' + (self.error.get('what') or f"{self.error.get('ename')}: {self.error.get('evalue')}")
+        if self.error: return 'failed this time: ' + error_line(self.error)
         return '' if self.verdict == 'identical' else f'{self.worst.kind} {self.worst.name}: {self.worst.likeness.what}'
     def as_json(self): return dict(stage=self.stage, verdict=self.verdict, what=self.what, parts=[o.as_json() for o in self.parts], leaks=[vars(o) for o in self.leaks])
 
@@ -236,7 +245,7 @@ def judged(ws:Workspace, row:dict, now:Again)->StageVerdict:
 class Leak:
     "An output or a metric that isn't the same each time"
     part:str # e.g. 'output model'
-    cause:str # clock or chance, or order of a set
+    cause:str # clock or chance, order of a set, or user name
     what:str # what is different
     cells:list # where that may come from, as text
 
@@ -275,13 +284,31 @@ def suspects(
     return found
 
 # %% ../nbs/api/11g_reproduce.ipynb #b440e263
+def _ended(o:Again)->str: 
+    "How a try ended"
+    return f'{o.status} ({error_line(o.error)})' if o.error else o.status
+
 def moved(a:Again, b:Again)->list: # of Part
     "What isn't the same in two tries"
+    if a.status != b.status: return [Part('stage', 'status', Likeness('differs', f'{_ended(a)} and {_ended(b)}'))]
     found = [*(Part('output', k, likeness(p, b.outputs[k])) for k,p in a.outputs.items() if p.exists() and b.outputs[k].exists()),
              *(Part('metric', k, o) for k,o in figures_likeness(a.metrics, b.metrics).items()), *(Part('reported', k, o) for k,o in steps_likeness(a.steps, b.steps).items())]
     return [o for o in found if o.likeness.verdict != 'identical']
 
+
+# %% ../nbs/api/11g_reproduce.ipynb #c3776894
 other_hash_seed,other_user = 4_041_971_521, 'somebody-else'
+def cause_of(
+    part:Part, # that moved from `once` to `other`
+    once:Again, # with the first hash seed, by the first user
+    other:Again, # with another hash seed, by another user
+    third:Again, # with the first hash seed, by the other user
+)->str:
+    "Why something moves"
+    def moves(a, b): return (part.kind, part.name) in {(o.kind, o.name) for o in moved(a, b)}
+    if not moves(once, third): return 'order of a set'
+    return 'clock or chance' if moves(other, third) else 'user name'
+
 def leaks_of(
     once:dict, # {stage: Again}
     make, # function(variables) that makes them again
@@ -289,13 +316,12 @@ def leaks_of(
     code:dict, # {stage: (path of its notebook, {place: path})}
 )->dict: # {stage: [Leak]}
     "What moves when the stages are made again under other circumstances, and why"
-    other = make(dict(PYTHONHASHSEED=str(other_hash_seed if seed != other_hash_seed else 1), USER=other_user, LOGNAME=other_user))
+    user = dict(USER=other_user, LOGNAME=other_user)
+    other = make(dict(PYTHONHASHSEED=str(other_hash_seed if seed != other_hash_seed else 1), **user))
     found = {k: moved(once[k], other[k]) for k in once}
-    third = make(dict(USER=other_user, LOGNAME=other_user)) if any(found.values()) else {}
-    def told(k):
-        always = {(o.kind, o.name) for o in moved(once[k], third[k])}
-        return [Leak(f'{o.kind} {o.name}', 'clock or chance' if (o.kind, o.name) in always else 'order of a set', o.likeness.what, suspects(*code[k], (o.kind, o.name) not in always)) for o in found[k]]
-    return {k: told(k) for k,o in found.items() if o}
+    third = make(user) if any(found.values()) else {}
+    def leak(k, o, cause): return Leak(f'{o.kind} {o.name}', cause, o.likeness.what, suspects(*code[k], cause == 'order of a set'))
+    return {k: [leak(k, o, cause_of(o, once[k], other[k], third[k])) for o in parts] for k,parts in found.items() if parts}
 
 # %% ../nbs/api/11g_reproduce.ipynb #9ba8fb49
 def environment_changes(ws:Workspace, run:dict)->list|None: # text; None where the environment of then isn't known
@@ -319,7 +345,7 @@ class Reproduction:
     left:list=field(default_factory=list) # the run's other stages: they weren't asked for, or have not been completed
 
     @property
-    def verdict(self)->str: return max((o.verdict for o in self.stages), key=('identical','equal','differs').index)
+    def verdict(self)->str: return max((o.verdict for o in self.stages), key=verdicts.index)
     @property
     def first(self)->StageVerdict|None: return next((o for o in self.stages if o.verdict != 'identical'), None)
     @property
