@@ -17,6 +17,7 @@ from . import loader
 from .code import CodeIndex, _passed_sources, reach
 from .content import DigestCache
 from .core import DamagedError, ModelError, atomic_copy, did_you_mean, digest_file, short
+from .origin import is_tool
 from .parity import in_onnx
 
 _counts_as_file = True # a stage that uses this module depends on its text, not on whatever it might look at
@@ -165,7 +166,7 @@ def project_files(
         if beside: files[os.path.normpath(f'{Path(_place(sources[mod])).parent}/{rel}')] = os.path.join(os.path.dirname(sources[mod].path), rel)
     if out := next((o for o in files if o.startswith('..')), None): raise ModelError(f"the prediction reads {files[out]}, which lies outside its package",
         where='predict', remedy="put the file beside the module that reads it")
-    return dict(sorted(files.items()))
+    return dict(sorted((k, v) for k,v in files.items() if not is_tool(k)))
 
 # %% ../nbs/api/14_package.ipynb #241a0bb0
 _always = 'mlflow','mlflow-skinny','numpy','pandas','pyarrow','scikit-learn','scipy','skops'

@@ -19,7 +19,7 @@ from .engine import reports_of
 from .kernel import inside_variable
 from .likeness import Likeness, likeness, number_likeness, verdicts, worst
 from .notebook import cell_tree, read_notebook
-from .origin import about_code, outside
+from .origin import about_code, outside, is_tool
 from .plan import Workspace
 from .run import run as run_pipeline
 from .show import error_line
@@ -53,10 +53,6 @@ def stored(ws:Workspace, artifact:dict, what:str)->Path:
     raise StoreError(f"{what} is no longer in the store", where=ws.settings.store, remedy="it was collected or lost; restore the store from a backup, or choose a younger run")
 
 # %% ../nbs/api/11g_reproduce.ipynb #a8b7bc6c
-def _is_tool(place:str)->bool:
-    "Is it a file of this package itself?"
-    return os.path.dirname(place) in ('mlops_nb', f'{outside}/mlops_nb')
-
 inside = '_inside' # folder for what lies inside this package
 def _place(place:str)->str:
     "Where a file is laid out"
@@ -66,7 +62,7 @@ def code_of(ws:Workspace, row:dict)->tuple: # (place of the notebook, {place: pa
     "What a stage run was made from"
     home = stored(ws, row['code'], f"the code of {row['stage']}")
     about = json.loads((home/about_code).read_text('utf-8'))
-    return about['notebook'], {_place(o): home/o for o in (about['notebook'], *about['files']) if not _is_tool(o)}
+    return about['notebook'], {_place(o): home/o for o in (about['notebook'], *about['files']) if not is_tool(o)}
 
 def _fits(files:dict, root:dict)->bool:
     "Can these files lie in a folder beside those that are there?"
