@@ -10,9 +10,9 @@ calm = dict(MLFLOW_DISABLE_TELEMETRY='true', DO_NOT_TRACK='true', MLFLOW_SERVER_
 
 class MlflowServer:
     "`with MlflowServer(folder) as server`: its database and its files are in `folder`"
-    def __init__(self, folder, *args):
+    def __init__(self, folder, *args, **env):
         with socket.create_server(('127.0.0.1', 0)) as s: self.port = s.getsockname()[1]
-        self.folder, self.args, self.proc = Path(folder), args, None
+        self.folder, self.args, self.env, self.proc = Path(folder), args, env, None
         self.folder.mkdir(exist_ok=True)
 
     @property
@@ -25,7 +25,7 @@ class MlflowServer:
         command = [sys.executable, '-m', 'mlflow', 'server', '--host', '127.0.0.1', '--port', str(self.port), '--workers', '1', '--backend-store-uri', f'sqlite:///{self.folder}/server.db',
                    '--artifacts-destination', str(self.folder/'files'), *self.args]
         with open(self.folder/'server.log', 'ab') as log:
-            self.proc = subprocess.Popen(command, cwd=self.folder, env={**os.environ, **calm}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            self.proc = subprocess.Popen(command, cwd=self.folder, env={**os.environ, **calm, **self.env}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         until(self.answers, 120)
         return self
 

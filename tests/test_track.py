@@ -1,11 +1,12 @@
 """MLflow is told of each run exactly once: in a database, by a server, by one that asks who we are; whatever is killed, and whenever"""
-import json, os, random, signal, socket, subprocess, sys, urllib.error, urllib.request
+import json, os, random, signal, subprocess, sys, urllib.error, urllib.request
 from collections import Counter
 from contextlib import contextmanager, suppress
 
 import pytest
 
 pytest.importorskip('flask_wtf') # of mlops_nb[ui]
+from mlflow_server import MlflowServer
 from mlops_nb.core import MlopsError
 from mlops_nb.forward import counts, track
 from mlops_nb.outbox import backlog, forwarding, last_status, nudge, target_of
@@ -14,7 +15,6 @@ from scratch import Project, until
 from test_ledger_postgres import server as postgres # noqa: F401 (a fixture)
 
 secret = 'hunter2-of-the-server'
-calm = dict(MLFLOW_DISABLE_TELEMETRY='true', DO_NOT_TRACK='true', MLFLOW_SERVER_ENABLE_JOB_EXECUTION='false', MLFLOW_LOGGING_LEVEL='ERROR')
 
 
 def put_mlflow(project, url, more=''):
@@ -31,37 +31,9 @@ def project(tmp_path):
     p.put_away()
 
 
-class Server:
-    "MLflow's own server on a free port of this machine; it can be killed and started again"
-    def __init__(self, folder, *args, **env):
-        with socket.create_server(('127.0.0.1', 0)) as s: self.port = s.getsockname()[1]
-        self.folder,self.args,self.env,self.proc = folder,args,env,None
-        folder.mkdir(exist_ok=True)
-
-    @property
-    def url(self): return f'http://127.0.0.1:{self.port}'
-
-    def start(self):
-        store = f'sqlite:///{self.folder}/server.db'
-        command = [sys.executable, '-m', 'mlflow', 'server', '--host', '127.0.0.1', '--port', str(self.port), '--workers', '1', '--backend-store-uri', store,
-                   '--artifacts-destination', str(self.folder/'files'), *self.args]
-        with open(self.folder/'server.log', 'ab') as log:
-            self.proc = subprocess.Popen(command, cwd=self.folder, env={**os.environ, **calm, **self.env}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        until(self.answers, 90)
-        return self
-
-    def answers(self):
-        assert self.proc.poll() is None, (self.folder/'server.log').read_text()
-        with suppress(OSError): return urllib.request.urlopen(f'{self.url}/health', timeout=5).status == 200
-
-    def kill(self):
-        with suppress(ProcessLookupError): os.killpg(self.proc.pid, signal.SIGKILL)
-        self.proc.wait()
-
-
 @pytest.fixture(scope='module')
 def server(tmp_path_factory):
-    s = Server(tmp_path_factory.mktemp('server')).start()
+    s = MlflowServer(tmp_path_factory.mktemp('server')).start()
     yield s
     s.kill()
 
@@ -221,7 +193,7 @@ def test_a_server(project, server):
 def test_a_server_that_asks_who_we_are(project, tmp_path):
     (tmp_path/'server').mkdir()
     (tmp_path/'server'/'auth.ini').write_text(f'[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{tmp_path}/server/auth.db\nadmin_username = admin\nauthorization_function = mlflow.server.auth:authenticate_request_basic_auth\n')
-    server = Server(tmp_path/'server', '--app-name', 'basic-auth', MLFLOW_AUTH_ADMIN_PASSWORD=secret, MLFLOW_FLASK_SERVER_SECRET_KEY='of-the-test', MLFLOW_AUTH_CONFIG_PATH=str(tmp_path/'server'/'auth.ini')).start()
+    server = MlflowServer(tmp_path/'server', '--app-name', 'basic-auth', MLFLOW_AUTH_ADMIN_PASSWORD=secret, MLFLOW_FLASK_SERVER_SECRET_KEY='of-the-test', MLFLOW_AUTH_CONFIG_PATH=str(tmp_path/'server'/'auth.ini')).start()
     try:
         put_runs(put_mlflow(project, server.url.replace('://', f'://admin:{secret[:-1]}@')), 2)
         with pytest.raises(MlopsError) as e: track(project.settings)
