@@ -386,4 +386,6 @@ def stage_logs(
             if not text: raise
         if path: text = log_text(read_notebook(path), cell)
         return dict(stage=o['stage'], status=o['status'], notebook=path and os.path.relpath(path), log=text)
-    return [log(o) for o in rows if not names or o['stage'] in names]
+    found = [log(o) for o in rows if not names or o['stage'] in names]
+    if cell and not any(o['log'] for o in found): raise PipelineError(f"no notebook put anything out in cell {cell}", remedy="leave --cell out to see all")
+    return found
