@@ -50,12 +50,14 @@ def let_gates_fail(raw:dict)->dict: # nbformat 4 JSON
 # %% ../nbs/api/02h_verdict.ipynb #7d5d3a93
 def forgive(
     nb, # executed, of nbformat
-): # a copy
+): # a copy; the notebook itself where no gate raised, since papermill marks in it where an error is
     "The notebook without the errors of its gates"
     import copy
+    def raised(o): return {'gate', may_raise} <= set(o.get('metadata', {}).get('tags', ())) and any(p['output_type'] == 'error' for p in o['outputs'])
+    if not any(map(raised, nb['cells'])): return nb
     new = copy.copy(nb)
     def forgiven(o):
-        if not {'gate', may_raise} <= set(o.get('metadata', {}).get('tags', ())): return o
+        if not raised(o): return o
         o = copy.copy(o)
         o['outputs'] = [p for p in o['outputs'] if p['output_type'] != 'error']
         return o
