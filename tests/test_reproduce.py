@@ -196,4 +196,4 @@ def test_flights_tuned_and_untuned(shop):
     tuned = run('-p', 'iterations=40')
     for o in (untuned, tuned):
         r = again(shop, o, '--twice', USER='zoe', LOGNAME='zoe')
-        assert (r['verdict'], len(r['stages']), [s for s in r['stages'] if s['leaks']]) == ('identical', 5, []), r
+        assert (r['verdict'], len(r['stages']), [s for s in r['stages'] if s['leaks']]) == ('identical', 6, []), r
