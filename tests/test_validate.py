@@ -42,7 +42,7 @@ def test_a_poisoned_month_is_stopped_before_training(tmp_path):
     assert found.keys() == poisons.keys()
     for name, (_, text) in poisons.items():
         rows = {o['stage']: o for o in found[name]}
-        assert [rows[o]['status'] for o in sorted(rows)] == ['completed', 'failed', 'skipped', 'skipped', 'skipped'], name
+        assert [rows[o]['status'] for o in sorted(rows)] == ['completed', 'failed'] + ['skipped']*(len(rows)-2) and len(rows) > 4, name
         error = rows['02_validate']['error']
         assert error['ename'] == 'BadData' and text in error['evalue'] and len(error['evalue']) < 4000, (name, error['evalue'])
     assert not project.quiet()
