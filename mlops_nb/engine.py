@@ -6,7 +6,7 @@
 __all__ = ['default_engine', 'forms', 'marks', 'scrubber', 'all_secrets', 'load_prepared', 'find_kernel', 'private_folder',
            'environment_variables', 'job_environment', 'mark_of', 'find_marked', 'sweep', 'high_water', 'cpu_of',
            'Meter', 'failure', 'oom_counters', 'oom_kills', 'signal_name', 'death', 'explain', 'leave_note', 'execute',
-           'bundles', 'metrics_of', 'reports_of']
+           'bundles', 'metrics_of', 'reports_of', 'steps_of']
 
 # %% ../nbs/api/05_engine.ipynb #5d45664c
 import base64, html, json, math, os, re, resource, shutil, signal, sys, tempfile
@@ -404,3 +404,9 @@ def metrics_of(nb)->dict: # name → number
 def reports_of(nb)->list: # of (name, step, value)
     "The intermediate values that an executed notebook reported"
     return [(o['name'], o['step'], _number(o['value'])) for o in bundles(nb, report_mime)]
+
+def steps_of(nb)->dict: # {name: [[step, value]]}
+    "What an executed notebook reported, by name"
+    steps = {}
+    for name,step,value in reports_of(nb): steps.setdefault(name, []).append([int(step), value])
+    return steps

@@ -10,7 +10,7 @@ import errno, importlib.util, socket, warnings
 from contextlib import suppress
 from .config import mask_url
 from .core import ConfigError
-from .dashboard import TokenCheck, is_local
+from .dashboard import link_to, TokenCheck, is_local
 from .engine import environment_variables
 from .outbox import address_of, nudge
 from .run import signals_as_interrupt
@@ -87,9 +87,8 @@ def mlflow_ui(
     if not all(importlib.util.find_spec(o) for o in ('mlflow','flask','uvicorn')): raise ConfigError("MLflow's pages are not installed", remedy='pip install "mlops_nb[ui]"')
     settings.state.mkdir(exist_ok=True)
     token,sock = token or secrets.token_urlsafe(24), free_socket(host, port)
-    name = socket.gethostname() if host in ('', '0.0.0.0', '::') else f'[{host}]' if ':' in host else host
     def ready():
-        tell(f'MLflow: http://{name}:{sock.getsockname()[1]}/?token={token}')
+        tell(f'MLflow: {link_to(host, sock.getsockname()[1], token)}')
         if not is_local(host): tell(f'Whoever reaches {host} and has the token may see, change and delete runs; the connection is not encrypted.')
         tell('Ctrl-C ends it.')
     with sock, signals_as_interrupt(), suppress(KeyboardInterrupt): serve(settings, sock, host, token, ready)

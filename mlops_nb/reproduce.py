@@ -15,7 +15,7 @@ from pathlib import Path
 from .content import Artifact
 from .core import LedgerError, ParameterError, Stopped, StoreError, atomic_copy, did_you_mean, writing
 from .diff import find_run
-from .engine import reports_of
+from .engine import steps_of
 from .kernel import inside_variable
 from .likeness import Likeness, likeness, number_likeness, verdicts, worst
 from .notebook import cell_tree, read_notebook
@@ -149,8 +149,7 @@ class Again:
 
 def _again(result, out:Path, row:dict)->Again: # result: `StageResult`
     "What became of one stage"
-    steps = {}
-    for name,step,value in reports_of(read_notebook(result.executed).raw) if result.executed else (): steps.setdefault(name, []).append([int(step), value])
+    steps = steps_of(read_notebook(result.executed).raw) if result.executed else {}
     return Again(result.status, {k: out/row['stage']/k/v for k,v in row['components']['outputs'].items()}, result.metrics, steps, result.error)
 
 # %% ../nbs/api/11g_reproduce.ipynb #33f85b0f

@@ -16,7 +16,7 @@ from pathlib import Path
 from .config import hidden_values, mask_url
 from .contract import validation_mime
 from .core import LedgerError, MlopsError, ParameterError, StageError, StoreError, atomic_copy, new_id, writing
-from .engine import bundles, metrics_of, reports_of
+from .engine import bundles, metrics_of, steps_of
 from .notebook import inject, read_notebook
 from .origin import keep_code, keep_input
 from .parameters import injected_source, path_types
@@ -293,9 +293,8 @@ def source_cell(work:Work, n:int)->int:
 def recorded(work:Work)->dict: # metrics: {name: number}, steps: {name: [[step, number]]}, gates: [outcome]
     "What the executed notebook recorded and reported, and what its gates said"
     try:
-        nb,steps = read_notebook(work.executed), {}
-        for name,step,value in reports_of(nb.raw): steps.setdefault(name, []).append([int(step), value])
-        return dict(metrics=metrics_of(nb.raw), steps=steps, gates=outcomes(nb))
+        nb = read_notebook(work.executed)
+        return dict(metrics=metrics_of(nb.raw), steps=steps_of(nb.raw), gates=outcomes(nb))
     except (AttributeError, KeyError, TypeError, ValueError) as e: raise StageError("an output of the notebook looks like a record, but isn't {name: number}",
         where=str(work.executed), remedy="record with mlops_nb.record") from e
 
