@@ -4,7 +4,7 @@
 PACKAGE  = mlops_nb
 PIPELINE = flights
 # the extras of pyproject.toml that are locked and installed
-EXTRAS   = examples validate tune track ui lab postgres proven dev
+EXTRAS   = examples validate tune track ui models serve lab postgres proven clients dev
 # folders of nbs/ whose notebooks are run as stages, or by tests/, and not tested as lessons
 STAGES   = pipelines|benchmarks|tutorials
 
