@@ -171,7 +171,14 @@ def load_pickle(path, name:str, allowed):
 # %% ../nbs/api/13z_loader.ipynb #d325c818
 class Loaded:
     "A model with its feature code and its tables"
-    def __init__(self, path, about, model, function): self.path,self.about,self.model,self.function,self._tables = Path(path),about,model,function,{}
+    def __init__(self, path, about, model, function):
+        self.path,self.about,self.function,self._tables = Path(path),about,function,{}
+        self._model = model # or a function that loads it when it is first asked for
+
+    @property
+    def model(self):
+        if isinstance(self._model, type(lambda: 0)): self._model = self._model()
+        return self._model
 
     def table(self, name:str):
         "One of the tables that features need"
@@ -191,6 +198,7 @@ def load(
     trust=(), # names of further types
     allow_pickle=(), # names of models that may be pickles
     check:bool=True, # are the files what they were?
+    lazy:bool=False, # the model itself only when it is first asked for
 )->Loaded:
     "Load a package"
     about = read_about(path)
@@ -198,9 +206,8 @@ def load(
     prefix,folder = isolate(path, about), Path(path)/'project'
     tops = [o.name.removesuffix('.py') for o in folder.iterdir()] if folder.is_dir() else []
     file = Path(path)/about['model']
-    if about['model'].endswith('.pkl'): model = load_pickle(file, about['name'], allow_pickle)
-    else: model = load_skops(file, tops, prefix, trust)
-    return Loaded(path, about, model, find_object(about['predict'], prefix))
+    model = (lambda: load_pickle(file, about['name'], allow_pickle)) if about['model'].endswith('.pkl') else (lambda: load_skops(file, tops, prefix, trust))
+    return Loaded(path, about, model if lazy else model(), find_object(about['predict'], prefix))
 
 # %% ../nbs/api/13z_loader.ipynb #4d7456af
 def _load_pyfunc(path)->Loaded:

@@ -19,6 +19,7 @@ from .content import DigestCache
 from .core import DamagedError, ModelError, atomic_copy, did_you_mean, digest_file, short
 from .origin import is_tool
 from .parity import in_onnx
+from .quick import prove_quick
 
 _counts_as_file = True # a stage that uses this module depends on its text, not on whatever it might look at
 
@@ -252,11 +253,14 @@ def _lay_out(dest:Path, about:dict, example, files:dict, tables:dict, reference)
 def _prove(dest:Path, said, example, about:dict):
     "Complain of a package that doesn't foretell what the notebook foretold"
     import numpy as np
-    try: again = loader.load(dest, about['trust'], [about['name']]).predict(example)
+    try:
+        loaded = loader.load(dest, about['trust'], [about['name']])
+        again = loaded.predict(example)
     except Exception as e: raise ModelError(f"the package can't foretell by itself: {type(e).__name__}: {e}", where=about['predict'],
         remedy="predict must find all it needs in its module, in the modules that this imports, and in `tables`") from e
     if not np.array_equal(np.asarray(said), np.asarray(again), equal_nan=np.asarray(said).dtype.kind == 'f'):
         raise ModelError("the package foretells otherwise than the notebook does", where=about['predict'], remedy="predict must depend on its arguments alone: no clock, no chance, no files")
+    return loaded
 
 # %% ../nbs/api/14_package.ipynb #06f643b9
 def _with_predictions(rows, said):
@@ -297,13 +301,13 @@ def save_model(
     with tempfile.TemporaryDirectory() as tmp:
         dest = Path(tmp)/'package'
         dest.mkdir()
-        _fill(dest, about, model, example, said, tables, reference, index, pickle, lambda m: ask(m, real, **tables))
+        _fill(dest, about, model, example, said, tables, reference, index, pickle, lambda m: ask(m, real, **tables), real)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         atomic_copy(dest, path)
     return load_package(path, trust=trust, allow_pickle=[name])
 
 # %% ../nbs/api/14_package.ipynb #ae5b45f0
-def _fill(dest, about, model, example, said, tables, reference, index, pickle, watch):
+def _fill(dest, about, model, example, said, tables, reference, index, pickle, watch, real):
     "Write the files of a package, list them, and prove it"
     about['model'],own,tops = _write_model(model, dest, index, about['trust'], pickle)
     data,about['onnx'] = in_onnx(model, watch)
@@ -312,8 +316,10 @@ def _fill(dest, about, model, example, said, tables, reference, index, pickle, w
     about['requirements'] = requirements(files, tops)
     _lay_out(dest, about, example, files, tables, reference)
     about['files'] = loader.listing(dest)
-    (dest/loader.about_name).write_text(json.dumps(about, indent=1, ensure_ascii=False, default=str), 'utf-8')
-    _prove(dest, said, example, about)
+    write = lambda: (dest/loader.about_name).write_text(json.dumps(about, indent=1, ensure_ascii=False, default=str), 'utf-8')
+    write()
+    about['quick'] = prove_quick(_prove(dest, said, example, about), real)
+    write()
 
 # %% ../nbs/api/14_package.ipynb #a05e8595
 def package_digest(path)->str:
@@ -359,6 +365,7 @@ def load_package(
     digest:str='', # what it must be, if that is known
     trust=(), # names of types besides those that are known to be harmless; with a digest, what the package names is trusted too
     allow_pickle=(), # names of models that may be pickles
+    lazy:bool=False, # the model itself only when it is first asked for
 )->Package:
     "Load a model package, if it is what it should be"
     remedy = "take it from the store or the registry again, or write it anew"
@@ -367,7 +374,7 @@ def load_package(
         if digest and (now := package_digest(path)) != digest: raise DamagedError(f"the model package is {short(now)}, and should be {short(digest)}", where=str(path), remedy=remedy)
         loader.check_files(path, about)
     except (loader.PackageProblem, OSError) as e: raise DamagedError(f"the model package can't be used: {e}", where=str(path), remedy=remedy) from e
-    try: return Package(path, loader.load(path, [*trust, *(about['trust'] if digest else ())], allow_pickle, check=False))
+    try: return Package(path, loader.load(path, [*trust, *(about['trust'] if digest else ())], allow_pickle, check=False, lazy=lazy))
     except loader.PackageProblem as e: raise ModelError(str(e), where=str(path), remedy=f"if you know where it comes from: load_package(path, allow_pickle=[{about['name']!r}])"
         if about['model'].endswith('.pkl') else "if you know what they do, name them: load_package(path, trust=[...])") from e
     except ImportError as e: raise ModelError(f"the model package needs what isn't installed: {e}", where=str(path), remedy=f"pip install -r {path}/requirements.txt") from e
