@@ -6,9 +6,7 @@
 __all__ = ['raw', 'predict_late']
 
 # %% ../../nbs/pipelines/flights/04a_package.ipynb #2d37d77e
-import pandas as pd
 from .features import make_features, numbers, words
-from .source import tz
 
 # %% ../../nbs/pipelines/flights/04a_package.ipynb #bc67f40b
 raw = ['scheduled', 'sched_arr_time', 'carrier', 'flight', 'tailnum', 'origin', 'dest', 'distance'] # what is known of a flight; scheduled is in UTC
@@ -16,13 +14,10 @@ raw = ['scheduled', 'sched_arr_time', 'carrier', 'flight', 'tailnum', 'origin', 
 # %% ../../nbs/pipelines/flights/04a_package.ipynb #2e16b297
 def predict_late(
     model, # takes words and numbers
-    flights:pd.DataFrame, # with the columns of raw
-    weather:pd.DataFrame, # hourly, by airport
-    planes:pd.DataFrame, # by tailnum
-    history:pd.DataFrame, # by, key, day, share
-    options:pd.DataFrame, # one row: weather_lag, hours
+    flights, # with the columns of raw
+    sky, # hourly, by airport
+    register, # planes by tailnum
+    history, # by, key, day, share
 ): # probability of being late, for each flight
     "How likely it is that each flight arrives late"
-    moment = pd.to_datetime(flights.scheduled, utc=True).dt.tz_convert(tz).astype(f'datetime64[us, {tz}]')
-    made = make_features(flights[raw].assign(scheduled=moment), weather, planes, history, int(options.weather_lag.iloc[0]))
-    return model.predict_proba(made[words+numbers])[:,1]
+    return model.predict_proba(make_features(flights, sky, register, history)[words+numbers])[:,1]
