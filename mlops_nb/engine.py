@@ -147,7 +147,7 @@ def environment_variables(values:dict):
 def job_environment(job:dict, folder:Path)->dict: 
     "The environment variables of a stage run"
     seed = int(job.get('seed') or 0) % 2**32
-    return dict(MLOPS_STAGE_RUN=str(job['id']), MLOPS_SEED=str(seed), PYTHONHASHSEED=str(seed), PYTHONSTARTUP='',
+    return dict(MLOPS_STAGE_RUN=str(job['id']), MLOPS_SEED=str(seed), PYTHONHASHSEED=str(seed), PYTHONSTARTUP='', PYTHONOPTIMIZE='',
                 JUPYTER_RUNTIME_DIR=str(folder/'run'), IPYTHONDIR=str(Path(job.get('tmp') or folder)/'ipython')) | (job.get('env') or {})
 
 # %% ../nbs/api/05_engine.ipynb #f9a491db
