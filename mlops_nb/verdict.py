@@ -70,11 +70,17 @@ def _rules(source:str)->list: # of str
     tree = cell_tree(source)[0]
     return [ast.unparse(o.test) for o in ast.walk(tree) if isinstance(o, ast.Assert)] if tree else []
 
+# %% ../nbs/api/02h_verdict.ipynb #c29dcb94
+def _misuse(cell:Cell)->str: # '' where there is none
+    "What IPython says of a magic that it can't run"
+    said = (o.get('text', '') for o in cell.outputs if o.get('name') == 'stderr')
+    return next((t.strip() for o in said if (t := o if isinstance(o, str) else ''.join(o)).startswith('UsageError:')), '')
+
 # %% ../nbs/api/02h_verdict.ipynb #e36537ea
 def _text(cell:Cell, ran:bool)->str: # '' where it holds
     "Why a gate doesn't hold"
     e = next((o for o in cell.outputs if o.get('output_type') == 'error'), None)
-    if e is None: return '' if ran else 'the notebook ended before it'
+    if e is None: return _misuse(cell) if ran else 'the notebook ended before it'
     said = plain_text(str(e.get('evalue', '')))
     if e.get('ename') != 'AssertionError': return f"{e.get('ename')}: {said}".rstrip(': ')
     return said or 'not ' + ' and '.join(_rules(cell.source))
