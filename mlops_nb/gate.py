@@ -14,11 +14,13 @@ from .core import ParameterError
 # %% ../nbs/api/14b_gate.ipynb #dc947168
 def load_champion(
     path, # what `In = "models:/NAME@champion"` gave
+    trust=(), # names of types, as for `load_package`
+    allow_pickle=(), # names of models that may be pickles
 ): # a package, as `load_package` gives it; None: there is no champion
     "The model that is in use"
     if not os.path.isdir(path) or not os.listdir(path): return None
     from mlops_nb.package import load_package
-    return load_package(path)
+    return load_package(path, trust=trust, allow_pickle=allow_pickle)
 
 # %% ../nbs/api/14b_gate.ipynb #e82eb3a9
 class Interval(NamedTuple):
@@ -65,10 +67,13 @@ def slices_worse(
     least:int=300, # fewest rows of a slice that is looked at
 ): # DataFrame: by, slice, rows, old, new, worse; the worst first
     "The slices for which the new model is worse"
-    import pandas as pd
-    d = pd.DataFrame(dict(old=old, new=new)).set_axis(rows.index)
+    import numpy as np, pandas as pd
+    old,new = (np.asarray(o, float).ravel() for o in (old,new))
+    if not len(old) == len(new) == len(rows) or np.isnan(old).any() or np.isnan(new).any(): raise ParameterError(f"{len(old)} losses, {len(new)} losses, {len(rows)} rows, "
+        f"{np.isnan(old).sum()+np.isnan(new).sum()} of the losses no number", where='slices_worse', remedy="give the losses of both models for each row; a row without one would pass unseen")
+    d = pd.DataFrame(dict(old=old, new=new), index=rows.index)
     def means(by):
-        g = d.groupby(rows[by], observed=True).agg(rows=('old','size'), old=('old','mean'), new=('new','mean'))
+        g = d.groupby(rows[by], observed=True, dropna=False).agg(rows=('old','size'), old=('old','mean'), new=('new','mean'))
         return g.rename_axis('slice').reset_index().assign(by=by)
     found = pd.concat([means(o) for o in ([by] if isinstance(by, str) else by)], ignore_index=True).assign(worse=lambda o: o.new-o.old)
     found = found[(found['rows'] >= least) & (found.worse > most)].sort_values('worse', ascending=False, ignore_index=True)
