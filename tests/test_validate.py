@@ -16,6 +16,10 @@ poisons = { # name: (what is done to June, what is said of it)
 arrive = t.tz_localize(None).dt.floor('D').dt.tz_localize(tz, ambiguous=True) + pd.to_timedelta(flights_df.sched_arr_time//100*60 + flights_df.sched_arr_time%100, unit='min')
 flights_df = flights_df.assign(scheduled=flights_df.scheduled.mask(june, arrive), sched_arr_time=flights_df.sched_arr_time.mask(june, t.hour*100 + t.minute))''', 'by the clocks on the two walls'),
     'twice': ('flights_df = pd.concat([flights_df, flights_df[june]], ignore_index=True)', 'scheduled + carrier + flight + origin is unique'),
+    'hours': ("flights_df.loc[june, ['dep_delay','arr_delay']] /= 60", 'late lies in 0.05 to 0.6: 1 of 2'),
+    'metres a second': ("weather_df.loc[weather_df.month == 6, 'wind_speed'] *= .447", 'wind lies in 6 to 15: 1 of 2'),
+    'rain and wind swapped': ("weather_df.loc[weather_df.month == 6, ['precip','wind_speed']] = weather_df.loc[weather_df.month == 6, ['wind_speed','precip']].to_numpy()", 'precip is at most 5'),
+    'in the wrong month': ("flights_df.loc[june & (flights_df.scheduled.dt.day == 1), 'month'] = 5", 'its month is that of its departure'),
     'half': ('flights_df = flights_df[~june | (flights_df.scheduled.dt.day <= 15)]', 'silent_days is at most 0: 1 of 2 are not (50.00%, allowed 0.00%): 15 at month 6'),
     'new airline': ("flights_df.loc[june & (flights_df.carrier == 'HA'), 'carrier'] = 'ZZ'", 'carrier is among 9E, AA')}
 

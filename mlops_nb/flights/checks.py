@@ -34,6 +34,9 @@ class Flights(pa.DataFrameModel):
     @pa.dataframe_check(error='a flight that has arrived had left')
     def left(cls, df): return df.arr_delay.isna() | df.dep_delay.notna()
 
+    @pa.dataframe_check(error='its month is that of its departure')
+    def month_of(cls, df): return df.scheduled.dt.month == df.month
+
     @pa.dataframe_check(error='by the clocks on the two walls it takes at most nine hours')
     def clocks(cls, df): return (df.sched_arr_time//100*60 + df.sched_arr_time%100 - df.scheduled.dt.hour*60 - df.scheduled.dt.minute) % 1440 <= 540
 
@@ -47,10 +50,10 @@ class Weather(pa.DataFrameModel):
     "An hour at an airport"
     origin: str = pa.Field(isin=airports)
     time_hour: pd.DatetimeTZDtype = pa.Field(dtype_kwargs=dict(unit='us', tz='UTC'))
-    temp: float = pa.Field(ge=-40, le=120, nullable=True, coerce=True)                                             # °F
-    wind_speed: float = pa.Field(ge=0, le=150, nullable=True, coerce=True, metadata=expect(allowed=.001))          # miles an hour
-    precip: float = pa.Field(ge=0, nullable=True, coerce=True)                                                     # inches
-    visib: float = pa.Field(ge=0, le=10, nullable=True, coerce=True)                                               # miles
+    temp: float = pa.Field(ge=-40, le=120, nullable=True, coerce=True, metadata=expect(missing=.05))                       # °F
+    wind_speed: float = pa.Field(ge=0, le=150, nullable=True, coerce=True, metadata=expect(missing=.05, allowed=.001))     # miles an hour
+    precip: float = pa.Field(ge=0, le=5, nullable=True, coerce=True, metadata=expect(missing=.05))                         # inches
+    visib: float = pa.Field(ge=0, le=10, nullable=True, coerce=True, metadata=expect(missing=.05))                         # miles
     class Config: unique = ['origin','time_hour']
 
 class Planes(pa.DataFrameModel):
@@ -64,12 +67,13 @@ class Planes(pa.DataFrameModel):
 def by_month(
     flights:pd.DataFrame, # scheduled departures
     weather:pd.DataFrame, # hours
-)->pd.DataFrame: # indexed by month: flights, silent_days, unflown, late, distance, temp
+)->pd.DataFrame: # indexed by month: flights, silent_days, unflown, late, distance, temp, wind
     "What the months are like"
     day = flights.scheduled.dt.tz_localize(None).dt.floor('D')
     g = flights.assign(day=day, unflown=flights.arr_delay.isna(), late=(flights.arr_delay > 15).where(flights.arr_delay.notna())).groupby('month')
     months = g.agg(flights=('day','size'), silent_days=('day', lambda o: o.iloc[0].days_in_month - o.nunique()), unflown=('unflown','mean'), late=('late','mean'), distance=('distance','median'))
-    return months.assign(late=months.late.astype(float), temp=weather.groupby('month').temp.median())
+    air = weather.groupby('month')
+    return months.assign(late=months.late.astype(float), temp=air.temp.median(), wind=air.wind_speed.median())
 
 # %% ../../nbs/pipelines/flights/02_validate.ipynb #20c6b4c5
 def months_schema(
@@ -78,5 +82,5 @@ def months_schema(
 )->pa.DataFrameSchema:
     "What a month must be like"
     within = lambda low, high: pa.Check.in_range(low, high)
-    return pa.DataFrameSchema(dict(flights=pa.Column(int, pa.Check.ge(min_flights)), silent_days=pa.Column(int, pa.Check.le(0)), unflown=pa.Column(float, pa.Check.le(max_unflown)),
-        distance=pa.Column(float, within(600, 1100)), temp=pa.Column(float, within(30, 90))), name='Months')
+    return pa.DataFrameSchema(dict(flights=pa.Column(int, pa.Check.ge(min_flights)), silent_days=pa.Column(int, pa.Check.le(0)), unflown=pa.Column(float, pa.Check.le(max_unflown)), late=pa.Column(float, within(.05, .6)),
+        distance=pa.Column(float, within(600, 1100)), temp=pa.Column(float, within(30, 90)), wind=pa.Column(float, within(6, 15))), name='Months')
