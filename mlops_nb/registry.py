@@ -70,7 +70,7 @@ class Version:
     def artifact(self)->Artifact: return Artifact(self.digest, self.tags.get('package') or 'model', int(self.tags.get('size') or 0), 'folder')
     def as_json(self)->dict:
         told = dict(name=self.name, version=self.number, aliases=list(self.aliases), created=self.created, uri=self.uri, description=self.description, metrics=self.metrics)
-        return told | {k: v for k,v in self.tags.items() if k != 'metrics'}
+        return self.tags | told
 
 # %% ../nbs/api/14a_registry.ipynb #56f5a01a
 _ours = 'mlops_nb.'
@@ -79,7 +79,7 @@ def as_version(
     aliases:dict, # {alias: number} of the model
 )->Version:
     "A version, from what MLflow has"
-    tags = {k.removeprefix(_ours): v for k,v in mv.tags.items()}
+    tags = {k.removeprefix(_ours): v for k,v in sorted(mv.tags.items(), key=lambda o: o[0].startswith(_ours))} # ours win over those that people give
     created = datetime.fromtimestamp(mv.creation_timestamp/1000, timezone.utc).isoformat(timespec='milliseconds')
     mine = tuple(sorted(k for k,v in aliases.items() if int(v) == int(mv.version)))
     return Version(mv.name, int(mv.version), mine, tags, mv.source, created, mv.description or '')

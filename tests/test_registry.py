@@ -88,7 +88,10 @@ def check_life(p, tracking, elsewhere):
     ws = Workspace(p.settings)
     r = Registry(ws)
     one, two = r.version('demo', 1), r.version('demo')
-    assert one.run == first.json['run'] and one.metrics == dict(slope=2.) and two.metrics == dict(slope=3.)
+    with answering(p.settings):
+        for k in ('run', 'digest', 'name'): r.client.set_model_version_tag('demo', '1', k, 'of somebody else')
+    one = r.version('demo', 1)
+    assert one.as_json()['name'] == 'demo' and one.run == first.json['run'] and one.metrics == dict(slope=2.) and two.metrics == dict(slope=3.)
     assert one.digest == p.rows(stage='01_train')[0]['outputs']['package']['digest']
     with answering(p.settings): r.client.set_registered_model_alias('demo', 'champion', '1')
     mine = [list(r.load(o).predict(rows)) for o in ('demo@champion', 'demo/2')]
