@@ -3,8 +3,8 @@ import os, subprocess, sys
 
 import pytest
 
-from mlops_nb.promote import history, holder, workplace
-from mlops_nb.registry import register_run
+from mlops_nb.promote import history, holder, package_path, workplace
+from mlops_nb.registry import answering, register_run
 from mlops_nb.report import outside_requests
 from mlflow_server import MlflowServer
 from scratch import Project, mark
@@ -160,6 +160,61 @@ def test_the_gates_judge_what_the_run_has_made(tmp_path):
     (p.folder/'02_evaluate.ipynb').write_text((p.folder/'02_evaluate.ipynb').read_text().replace('#| gate', '# gate'))
     none = p.cli('promote', 'demo')
     assert none.code == 2 and 'has no gates' in none.err and champion_of(p) == (one, one)
+
+
+def test_no_way_around_the_gates(tmp_path):
+    p = registered(tmp_path)
+    assert version_of(p, .95) == 1
+    refused = p.cli('promote', 'demo', PYTHONOPTIMIZE='1') # Python leaves out asserts
+    assert refused.code == 1 and 'REFUSES  Better than nothing: 0.902 is no better than 0.9' in refused.out
+    assert p.ok('-p', 'bias=0.96', PYTHONOPTIMIZE='1').json['gates'][0]['ok'] is False
+    ws, registry = workplace(p.settings)
+    registry.set_alias('demo', 'champion', 1) # by hand
+    again = p.cli('promote', 'demo', '--version', '1')
+    assert again.code == 1 and 'its alias was taken away' in again.out and champion_of(p) == (None, None)
+    with answering(p.settings): strange = registry.client.create_model_version('demo', source='file:///nowhere').version
+    registry.set_alias('demo', 'champion', int(strange)) # a version of somebody else
+    assert version_of(p, .5) == 4
+    good = p.cli('promote', 'demo', '--version', '4')
+    assert good.code == 0 and "wasn't even registered by a project" in good.out and champion_of(p) == (4, 4)
+    assert [(o['what'], o['to']) for o in p.cli('audit', 'demo', '--json').json['history']] == [('refused', 1), ('repaired', None), ('refused', 1), ('repaired', None), ('promoted', 4)]
+    assert '1 → –' not in p.cli('audit', 'demo').out
+
+
+def test_gates_that_look_at_another_package_say_nothing_of_this_one(tmp_path):
+    p = registered(tmp_path)
+    second = "\nsave_model(other, LinearRegression().fit(rows[['x']], 100*x), 'judging:predict', rows.head(3)[['x']], name='other')"
+    p.stage('01_train', 'from mlops_nb import Model\nbias: float = 0.5\nmodel: Model = "data/model"\nother: Model = "data/other"', train + second)
+    assert {o['name'] for o in p.ok().json['models']} == {'demo', 'other'}
+    other = p.cli('promote', 'other')
+    assert other.code == 1 and 'no gate has looked at the package: read it in 02_evaluate, as an In' in other.out
+    assert p.cli('promote', 'demo').code == 0
+
+
+def test_a_version_of_a_partial_run_is_judged_once_the_whole_run_is_known(tmp_path):
+    p = registered(tmp_path)
+    p.stage('00_first', 'first: Out = "data/first.txt"', 'open(first, "w").write("x")')
+    p.stage('02_evaluate', 'first: In = "data/first.txt"\nmodel: In = "data/model"\nchampion: In = "models:/demo@champion"\nmost: float = 0.9\ndone: Out = "data/done.txt"', *compare, 'open(done, "w").write("done")')
+    assert p.ok('--only', '01_train').json['models'][0]['new']
+    alone = p.cli('promote', 'demo')
+    assert alone.code == 2 and 'nothing that 00_first made is known' in alone.err and 'run the whole pipeline' in alone.err
+    assert p.ok().json['models'] == [dict(name='demo', version=1, new=False)]
+    assert p.cli('promote', 'demo').code == 0 and champion_of(p) == (1, 1)
+    assert p.cli('audit', 'demo', '--json').json['history'][-1]['inputs']['02_evaluate']['first']
+
+
+def test_a_champion_is_read_only_if_it_is_what_was_registered(tmp_path):
+    p = registered(tmp_path)
+    version_of(p, .5)
+    assert p.cli('promote', 'demo').code == 0
+    ws, registry = workplace(p.settings)
+    about = next(o for o in (p.state/'store'/'objects').rglob('about.json') if not o.parent.is_symlink())
+    told = about.read_text()
+    about.chmod(0o644)
+    about.write_text(told.replace('Doubles', 'Trebles')) # its size is what it was
+    about.chmod(0o444)
+    found = package_path(ws, 'demo', 'champion')
+    assert (found/'about.json').read_text() == told and list((p.state/'store'/'damaged').iterdir())
 
 
 def test_of_two_at_once_one_wins(tmp_path):
