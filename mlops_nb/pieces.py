@@ -114,6 +114,7 @@ class File:
         "The schema at work; from text everything is converted"
         c = Checker(self.schema, self.name, more=True, now=self.now)
         if c.schema.parsers: raise ParameterError("a schema that parses whole tables can't be shown a file in pieces", where=c.name, remedy="parse columns, or read the file as one and use `validate`")
+        if c.schema.index is not None: raise ParameterError("a schema with an index can't be shown a file in pieces: its rows are numbered", where=c.name, remedy="make a column of it, or read the file as one and use `validate`")
         if is_csv(self.path):
             c.schema = copy(c.schema)
             c.schema.coerce = True

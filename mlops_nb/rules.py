@@ -454,7 +454,7 @@ def earlier_rows(
 def on_index(rule, names:list):
     "A rule that looks at the index"
     test,rule.check,rule.column = rule.test, f'the index {rule.column} {rule.check}', ''
-    rule.test = lambda df: test(df.index.to_frame(index=False, name=names))
+    rule.test = lambda df: test(df.index.to_frame(index=False, name=names if isinstance(df.index, pd.MultiIndex) else names[0]))
     return rule
 
 def index_rules(index, at:Circumstances)->list: # index: of pandera's, or None
@@ -523,7 +523,7 @@ def end(self)->list: # of dict, one for each rule
     hidden = self.private()
     def plain(o, v): return '•••' if o.column in hidden else mask_url(f'{v:.6g}' if isinstance(v, float) else str(v))[:80] if v is not None else ''
     def finding(o): return dict(check=o.check, column=o.column, bad=o.bad, of=o.of, share=o.bad/o.of if o.of else 0., allowed=float(o.allowed), ok=bool(o.ok), rows=isinstance(o, Rule),
-        found=o.found, examples=[[f'{self.index} {i}', plain(o, v)] for i,v in o.examples])
+        found='the check failed' if o.column in hidden and o.found.startswith('the check failed') else o.found, examples=[[f'{self.index} {i}', plain(o, v)] for i,v in o.examples])
     return [finding(o) for o in self.rules]
 Checker.end = end
 
