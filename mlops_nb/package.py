@@ -86,7 +86,9 @@ def fit_rows(
 ): # DataFrame with just these columns
     "Rows in the form that a signature says"
     import pandas as pd
-    rows,made = pd.DataFrame(rows),{}
+    try: rows,made = pd.DataFrame(rows),{}
+    except (ValueError, TypeError) as e: raise ModelError(f"these are no rows: {e}", where=where, remedy="give a DataFrame, or a list of {column: value}") from e
+    if len(twice := rows.columns[rows.columns.duplicated()]): raise ModelError(f"the rows have two columns {twice[0]}", where=where, remedy="give each column a name of its own")
     for o in columns:
         name = o['name']
         if name not in rows: raise ModelError(f"the rows have no column {name}", where=where, remedy=did_you_mean(name, set(map(str, rows.columns)) - {c['name'] for c in columns}))
