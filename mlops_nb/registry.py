@@ -124,6 +124,7 @@ def versions(self:Registry,
     "The versions of a model"
     from mlflow.exceptions import MlflowException
     with answering(self.settings):
+        if re.search('[/:@]', name): raise ModelError(f"{name!r} is no name of a model", where=mask_url(self.settings.mlflow), remedy=f"give the name alone, and a version by itself; {_known(self)}")
         try: aliases = self.client.get_registered_model(name).aliases
         except MlflowException as e:
             if not _missing(e): raise
