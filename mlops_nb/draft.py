@@ -113,7 +113,7 @@ def draft_column(s, rows:int)->dict: # {type, args, comment}
             said,comments = dict(allowed=roomy(n/len(there))), [*comments, 'some are infinite']
     elif there.dtype.kind == 'M': comments = [f'{there.min()} to {there.max()}'] if len(there) else []
     elif kind == 'str' and len(there): comments = [f'{there.nunique():,} different']
-    if missing: args,said,comments = args | dict(nullable='True'), dict(missing=roomy(missing)) | said, [*comments, f'{missing:.1%} missing']
+    if missing: args,said,comments = args | dict(nullable='True'), dict(missing=roomy(missing)) | said, [*comments, f'{missing:.1%} missing' if missing >= .0005 else f'{len(s)-len(there):,} missing']
     if said: args |= dict(metadata=f"expect({', '.join(f'{k}={v:g}' for k,v in said.items())})")
     return dict(type=kind, args=args, comment=', '.join(comments))
 
@@ -179,6 +179,9 @@ def infer_schema(
     df = next(parts)
     parts.close()
     if not len(df.columns): raise ParameterError("the file has no columns", where=str(path), remedy="a parquet file, or a CSV with a header, is wanted")
+    if not len(df): raise ParameterError("the file has columns, but no rows to learn from", where=str(path), remedy="give one with rows, some hundreds at least")
+    if len(df.columns) == 1 and (odd := next((o for o in ';\t|' if o in str(df.columns[0])), '')):
+        raise ParameterError(f"the file has a single column, {str(df.columns[0])[:60]!r}: its fields seem to be separated by {odd!r}", where=str(path), remedy="separate them by commas, or by tabs in a .tsv")
     csv = '.parquet' not in Path(path).suffixes
     df = dated(df) if csv else df
     name = class_name(name or Path(path).name.split('.')[0])
