@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['kind_of', 'columns_of', 'signature_of', 'fit_rows', 'renumber', 'write_skops', 'spec_of', 'own_classes',
-           'project_files', 'requirements', 'loader_name', 'mlmodel', 'example_json', 'output_of', 'save_model',
-           'package_digest', 'Package', 'load_package']
+           'project_files', 'requirements', 'loader_name', 'mlmodel', 'example_json', 'output_of', 'check_first',
+           'save_model', 'package_digest', 'Package', 'load_package']
 
 # %% ../nbs/api/14_package.ipynb #62b0e16b
 import inspect, json, os, platform, re, shutil, sys, tempfile
@@ -91,7 +91,7 @@ def fit_rows(
     if len(twice := rows.columns[rows.columns.duplicated()]): raise ModelError(f"the rows have two columns {twice[0]}", where=where, remedy="give each column a name of its own")
     for o in columns:
         name = o['name']
-        if name not in rows: raise ModelError(f"the rows have no column {name}", where=where, remedy=did_you_mean(name, set(map(str, rows.columns)) - {c['name'] for c in columns}))
+        if name not in rows: raise ModelError(f"the rows have no column {name}", where=where, remedy=did_you_mean(name, others) if (others := set(map(str, rows.columns)) - {c['name'] for c in columns}) else f"it takes {', '.join(c['name'] for c in columns)}")
         gaps = int(rows[name].isna().sum())
         if gaps and o['required']: raise ModelError(f"{gaps} of {len(rows)} rows have no {name}, which the model needs", where=where, remedy="leave them out, or fill the gaps")
         try: made[name] = _cast(rows[name], o['type'])
@@ -271,6 +271,13 @@ def _with_predictions(rows, said):
     if isinstance(said, pd.DataFrame): return rows.reset_index(drop=True).join(said.reset_index(drop=True).add_prefix('prediction_'))
     return rows.reset_index(drop=True).assign(prediction=list(said))
 
+# %% ../nbs/api/14_package.ipynb #19094d21
+def check_first(path, example):
+    "Complain of arguments that have changed places, and of an example that shows nothing"
+    if not isinstance(path, (str, os.PathLike)): raise ModelError(f"the first argument is a {type(path).__name__}, and should be the folder to be written", where='save_model', remedy="save_model(path, model, predict, example)")
+    if not hasattr(example, 'columns') or not len(example): raise ModelError(f"the example is {'a table without rows' if hasattr(example, 'columns') else 'a '+type(example).__name__}", where='save_model', remedy="give a DataFrame with a few raw rows, as they come from outside")
+
+
 # %% ../nbs/api/14_package.ipynb #194280ab
 def save_model(
     path, # a `Model` parameter: the folder to be written
@@ -290,6 +297,7 @@ def save_model(
     pickle:bool=False, # write a pickle; it is loaded only where it is allowed by `name`
 ): # Package
     "Write a model package"
+    check_first(path, example)
     tables,index,spec = dict(tables or {}), CodeIndex([os.getcwd()]), spec_of(predict)
     if pickle and not name: raise ModelError("a pickle needs a name, by which it can be allowed", where='name', remedy="save_model(..., name='flights', pickle=True)")
     columns = signature_of(example, reference, optional)

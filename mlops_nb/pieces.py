@@ -151,7 +151,7 @@ def tell_apart(
         failing = df[mask].assign(failed=labels)
         if bad is not None: bad.add(failing.rename_axis('row_number').reset_index())
         aside += len(failing)
-        if sum(map(len, few)) < 10: few.append(sample_rows(failing, list(marks), c.private()))
+        if sum(map(len, few)) < 10: few.append(sample_rows(failing, list(marks), c.private(), first=list(c.columns)))
     return aside, pd.concat(few)[:10] if few else None
 
 # %% ../nbs/api/12b_pieces.ipynb #fb1d4e58

@@ -8,14 +8,14 @@ __all__ = ['on_failures', 'report_rows', 'Report', 'headline', 'label_rows', 'sa
 
 # %% ../nbs/api/12a_validate.ipynb #899d81cf
 import os
-from .rules import Checker, expect, expect_table, np, pa, pd
+from .rules import Checker, expect, expect_table, in_percent, np, pa, pd
 from .contract import _display, record, validation_mime
 from .core import ParameterError, StageError, atomic_path, did_you_mean
 
 # %% ../nbs/api/12a_validate.ipynb #51d8ef8c
 def report_rows(findings:list)->list: # of dict
     "The lines of a report: what failed, what was tolerated, what was measured, what was clean"
-    def line(ok, check, o=None): return dict(zip(('','check','failed','of','share','allowed','found'), (ok, check, *((f"{o['bad']:,}", f"{o['of']:,}", f"{o['share']:.2%}", f"{o['allowed']:.2%}") if o and o['rows'] else ('',)*4), o['found'] if o else '')))
+    def line(ok, check, o=None): return dict(zip(('','check','failed','of','share','allowed','found'), (ok, check, *((f"{o['bad']:,}", f"{o['of']:,}", in_percent(o['share']), in_percent(o['allowed'])) if o and o['rows'] else ('',)*4), o['found'] if o else '')))
     def text(o): return f"{o['column']} {o['check']}".strip()
     failed = sorted((o for o in findings if not o['ok']), key=lambda o: -o['share'])
     other = [o for o in findings if o['ok'] and (o['bad'] or not o['rows'])]
@@ -47,7 +47,7 @@ def headline(self)->str:
     "The verdict in one sentence"
     n,bad = len(self.findings), len(self.failed)
     if not bad: return f"{self.name}: all {n} checks hold for {self.rows:,} rows"
-    return f"{self.name}: {bad} of {n} checks failed" + (f"; {self.aside:,} of {self.rows:,} rows ({self.share:.2%}) fail them" if self.aside else '')
+    return f"{self.name}: {bad} of {n} checks failed" + (f"; {self.aside:,} of {self.rows:,} rows ({in_percent(self.share)}) fail them" if self.aside else '')
 Report.headline = property(headline)
 
 # %% ../nbs/api/12a_validate.ipynb #1c704f7a
@@ -56,7 +56,7 @@ def _repr_mimebundle_(self, include=None, exclude=None)->dict:
     from html import escape
     table,rows = pd.DataFrame(report_rows(self.findings)).set_index(''), self.sample
     some = rows is not None and len(rows)
-    told = f'{len(rows)} of the failing rows:' if some else ''
+    told = (f'{len(rows)} of the failing rows:' if len(rows) < self.aside else 'The failing rows:') if some else ''
     with pd.option_context('display.max_colwidth', 120, 'display.width', 200, 'display.max_columns', 20):
         text = '\n'.join([self.headline, table.to_string(), *(['', told, rows.to_string()] if some else [])])
         html = f'<p><b>{escape(self.headline)}</b></p>{table.to_html(index_names=False)}' + (f'<p>{told}</p>{rows.to_html()}' if some else '')
@@ -84,11 +84,12 @@ def sample_rows(
     rules:list, # that failed
     private:set=frozenset(), # columns whose values nobody should see
     most:int=10, # rows
+    first=(), # columns that matter more than others: the schema's
 ):
     "A few failing rows of each kind, and the columns that matter"
     some = failing.groupby('failed', sort=False, observed=True).head(3).head(most)
     reads = [] if any(not o.reads for o in rules) else list(dict.fromkeys(c for o in rules for c in o.reads if c in some))
-    some = some[(reads or [o for o in some if o != 'failed'][:12]) + ['failed']]
+    some = some[(reads or [*(o for o in first if o in some), *(o for o in some if o != 'failed' and o not in first)][:12]) + ['failed']]
     return some.assign(**{o: '•••' for o in private if o in some})
 
 # %% ../nbs/api/12a_validate.ipynb #89cb1359
@@ -109,7 +110,7 @@ def check(
     raw = df if len(df) == len(frame) else frame # a parser may have left rows out
     def failing(): return raw[mask].assign(failed=labels)
     few = pd.Index(np.flatnonzero(mask)).to_series().groupby(labels, sort=False).head(3).to_numpy()[:10]
-    sample = sample_rows(raw.iloc[few].assign(failed=labels[np.searchsorted(np.flatnonzero(mask), few)]), list(marks), c.private())
+    sample = sample_rows(raw.iloc[few].assign(failed=labels[np.searchsorted(np.flatnonzero(mask), few)]), list(marks), c.private(), first=list(c.columns))
     return Report(c.name, len(frame), findings, int(mask.sum()), sample, frame, mask, failing, c)
 
 # %% ../nbs/api/12a_validate.ipynb #027f0ed7
@@ -123,7 +124,7 @@ def in_short(o:dict)->str: # o: a finding
     text = f"{o['column']} {o['check']}".strip()
     if not o['rows']: return f"{text}: {o['found']}"
     some = ', '.join(f'{v} at {i}' if v else f'at {i}' for i,v in o['examples'][:3])
-    return f"{text}: {o['bad']:,} of {o['of']:,} are not ({o['share']:.2%}, allowed {o['allowed']:.2%})" + (f"; {o['found']}" if o['found'] else f": {some}" if some else '')
+    return f"{text}: {o['bad']:,} of {o['of']:,} are not ({in_percent(o['share'])}, allowed {in_percent(o['allowed'])})" + (f"; {o['found']}" if o['found'] else f": {some}" if some else '')
 
 # %% ../nbs/api/12a_validate.ipynb #b3c1fc16
 def verdict(
