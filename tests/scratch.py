@@ -1,6 +1,9 @@
 """A scratch project whose pipelines are made for one test, and the command line that runs them"""
 import json, os, secrets, signal, subprocess, sys, time
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
 
@@ -90,6 +93,15 @@ class Project:
     def cli(self, *args, timeout=120, **env):
         "Do `mlops-nb ARGS`"
         return self.wait(self.start(*args, **env), timeout)
+
+    def inside(self, *args):
+        "Do `mlops-nb ARGS` in this process, which has its libraries already"
+        from mlops_nb.cli import main
+        out, err, code = StringIO(), StringIO(), 0
+        with chdir(self.root), redirect_stdout(out), redirect_stderr(err), patch.object(sys, 'argv', ['mlops-nb', *args]), patch.dict(os.environ, {'COLUMNS': '200', mark: self.mark}):
+            try: main()
+            except SystemExit as e: code = e.code or 0
+        return Done(code, out.getvalue(), err.getvalue())
 
     def run(self, *args, **kwargs):
         "Run the pipeline, with --json"

@@ -9,7 +9,7 @@ from mlops_nb.core import DamagedError, ModelError, StoreError
 from mlops_nb.package import load_package
 from mlops_nb.plan import Workspace
 from mlops_nb.registry import Registry, answering, needed, register_run
-from mlflow_server import MlflowServer
+from mlflow_server import MlflowServer, foreign, plain_mlflow
 from scratch import Project
 
 serve = '''
@@ -57,28 +57,6 @@ def server(tmp_path_factory):
     with MlflowServer(tmp_path_factory.mktemp('mlflow')) as s: yield s
 
 
-foreign = '''
-import json, sys
-class Never:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("mlops_nb","serve","features"): raise ModuleNotFoundError(f"{name} is not here")
-sys.meta_path.insert(0, Never())
-import mlflow, pandas as pd
-m = mlflow.pyfunc.load_model(sys.argv[1])
-print(json.dumps(list(m.predict(pd.DataFrame(json.loads(sys.argv[2]))))))
-'''
-
-
-def ask(folder, uri, tracking):
-    "What plain MLflow foretells in a process that has nothing of ours, and knows only where MLflow is"
-    env = {k: v for k, v in os.environ.items() if not k.startswith(('MLFLOW', 'MLOPS', 'PYTHON'))}
-    folder.mkdir(exist_ok=True)
-    done = subprocess.run([sys.executable, '-c', foreign, uri, rows.to_json(orient='records')], cwd=folder, text=True, capture_output=True, timeout=120,
-                          env=env | dict(MLFLOW_TRACKING_URI=tracking, MLFLOW_DISABLE_TELEMETRY='true'))
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def check_life(p, tracking, elsewhere):
     "A run registers, a cached one doesn't, a changed one does; each version foretells what its package does, here and elsewhere"
     first = p.ok()
@@ -93,7 +71,7 @@ def check_life(p, tracking, elsewhere):
     with answering(p.settings): r.client.set_registered_model_alias('demo', 'champion', '1')
     mine = [list(r.load(o).predict(rows)) for o in ('demo@champion', 'demo/2')]
     assert [round(o) for o in mine[0]] == [8, 11] and [round(o) for o in mine[1]] == [12, 16]
-    assert [ask(elsewhere, o, tracking) for o in ('models:/demo@champion', 'models:/demo/2')] == mine
+    assert [plain_mlflow(elsewhere, o, rows, tracking) for o in ('models:/demo@champion', 'models:/demo/2')] == mine
     assert {one.digest, two.digest} <= needed(ws)
     listed = p.cli('models', '--json').json['models']
     assert [(o['name'], o['versions'], o['champion']) for o in listed] == [('demo', 2, 1)]
