@@ -77,7 +77,8 @@ def registered(tmp_path, settings='', gates=compare):
     here = '' if 'mlflow' in settings else 'mlflow = sqlite:///.mlops/mlflow.db\n'
     p = Project(tmp_path/'p', settings=f'[DEFAULT]\n{here}{settings}\n')
     (p.folder/'judging.py').write_text(library)
-    p.stage('01_train', 'from mlops_nb import Model\nbias: float = 0.5\nmodel: Model = "data/model"', train)
+    (p.folder/'raw.txt').write_text('numbers')
+    p.stage('01_train', 'from mlops_nb import Model\nraw: In = "raw.txt"\nbias: float = 0.5\nmodel: Model = "data/model"', train)
     p.stage('02_evaluate', 'model: In = "data/model"\nchampion: In = "models:/demo@champion"\nmost: float = 0.9\ndone: Out = "data/done.txt"', *gates, 'open(done, "w").write("done")')
     return p
 
@@ -168,11 +169,13 @@ def test_the_gates_judge_what_the_run_has_made(tmp_path):
     one, = versions_of(p, .5)
     source = (p.folder/'01_train.ipynb').read_text()
     (p.folder/'01_train.ipynb').write_text(source.replace('2*x + bias', '2*x + 100*bias')) # what training would make today
+    (p.folder/'raw.txt').unlink() # and it couldn't
     (p.data/'done.txt').write_text('mine')
     assert p.cli('promote', 'demo', '--json').json['status'] == 'promoted'
     assert (p.data/'done.txt').read_text() == 'mine' and [o['status'] for o in p.rows(stage='01_train')] == ['completed'] # neither trained nor published
     (p.folder/'02_evaluate.ipynb').write_text((p.folder/'02_evaluate.ipynb').read_text().replace('< most', '< 0.001')) # but the policy is that of today
     p.cli('rollback', 'demo')
+    (p.folder/'raw.txt').write_text('numbers')
     versions_of(p, .2)
     two = p.cli('promote', 'demo', '--json').json
     assert [o['ok'] for o in two['judgement']['gates']] == [False, False]
