@@ -45,8 +45,11 @@ def check_files(path, about:dict):
 # %% ../nbs/api/13z_loader.ipynb #48fc386d
 class _Prefixed(ast.NodeTransformer):
     "Has imports of the package's own modules look below `prefix`"
-    def __init__(self, prefix, tops): self.prefix,self.tops = prefix,tops
-    def own(self, name): return (name or '').partition('.')[0] in self.tops
+    def __init__(self, prefix, tops, ours=None): self.prefix,self.tops,self.ours = prefix,tops,ours # ours: what of `mlops_nb` is in the package
+    def own(self, name):
+        top,_,rest = (name or '').partition('.')
+        tool = self.ours is not None and top == 'mlops_nb' and rest and rest.partition('.')[0] not in self.ours # with which contracts are checked
+        return top in self.tops and not tool
 
     def visit_ImportFrom(self, node):
         if not node.level and self.own(node.module): node.module = f'{self.prefix}.{node.module}'
@@ -71,7 +74,8 @@ class _Finder(importlib.abc.MetaPathFinder):
     "Finds the modules of one package below its prefix"
     def __init__(self, folder, prefix):
         self.folder,self.prefix = Path(folder),prefix
-        self.change = _Prefixed(prefix, {o.name.removesuffix('.py') for o in self.folder.iterdir()})
+        def inside(folder): return {o.name.removesuffix('.py') for o in folder.iterdir()} if folder.is_dir() else set()
+        self.change = _Prefixed(prefix, inside(self.folder), inside(self.folder/'mlops_nb'))
 
     def find_spec(self, name, path=None, target=None):
         if name != self.prefix and not name.startswith(self.prefix + '.'): return None
