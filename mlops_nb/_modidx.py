@@ -856,6 +856,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlops_nb.loader._Prefixed.__init__': ('api/loader.html#_prefixed.__init__', 'mlops_nb/loader.py'),
                                  'mlops_nb.loader._Prefixed.own': ('api/loader.html#_prefixed.own', 'mlops_nb/loader.py'),
                                  'mlops_nb.loader._Prefixed.said': ('api/loader.html#_prefixed.said', 'mlops_nb/loader.py'),
+                                 'mlops_nb.loader._Prefixed.tool': ('api/loader.html#_prefixed.tool', 'mlops_nb/loader.py'),
                                  'mlops_nb.loader._Prefixed.visit_Import': ('api/loader.html#_prefixed.visit_import', 'mlops_nb/loader.py'),
                                  'mlops_nb.loader._Prefixed.visit_ImportFrom': ( 'api/loader.html#_prefixed.visit_importfrom',
                                                                                  'mlops_nb/loader.py'),
