@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['kind_of', 'columns_of', 'signature_of', 'fit_rows', 'renumber', 'write_skops', 'spec_of', 'own_classes',
            'project_files', 'requirements', 'loader_name', 'mlmodel', 'example_json', 'output_of', 'schema_of',
-           'make_contract', 'keep_contract', 'save_model', 'package_digest', 'Package', 'load_package']
+           'make_contract', 'keep_contract', 'save_model', 'package_digest', 'Package', 'allowed_pickles',
+           'load_package']
 
 # %% ../nbs/api/14_package.ipynb #62b0e16b
 import inspect, json, os, platform, re, shutil, sys, tempfile
@@ -15,8 +16,9 @@ from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 from . import loader
 from .code import CodeIndex, _passed_sources, reach
+from .config import load_settings
 from .content import DigestCache
-from .core import DamagedError, ModelError, atomic_copy, did_you_mean, digest_file, short
+from .core import ConfigError, DamagedError, ModelError, atomic_copy, did_you_mean, digest_file, short
 from .origin import is_tool
 from .parity import in_onnx
 from .rowwise import RowCheck, functions_of, row_rules
@@ -407,12 +409,20 @@ class Package:
         if odd := [o for o in tables if o not in self.about['tables']]: raise ModelError(f"the model takes no table {odd[0]}", where=str(self.path), remedy=did_you_mean(odd[0], self.about['tables']))
         return self.loaded.predict(fit_rows(self.about['columns'], rows, str(self.path)), tables=tables)
 
+# %% ../nbs/api/14_package.ipynb #3a10348b
+def allowed_pickles(
+    given=(), # names
+)->set: # of names
+    "The models that may be pickles here"
+    try: return {*given, *load_settings().allow_pickle}
+    except ConfigError: return set(given) # there is no project
+
 # %% ../nbs/api/14_package.ipynb #329f014b
 def load_package(
     path, # folder
     digest:str='', # what it must be, if that is known
     trust=(), # names of types besides those that are known to be harmless; with a digest, what the package names is trusted too
-    allow_pickle=(), # names of models that may be pickles
+    allow_pickle=(), # names of models that may be pickles, besides those of the settings
 )->Package:
     "Load a model package, if it is what it should be"
     remedy = "take it from the store or the registry again, or write it anew"
@@ -421,7 +431,7 @@ def load_package(
         if digest and (now := package_digest(path)) != digest: raise DamagedError(f"the model package is {short(now)}, and should be {short(digest)}", where=str(path), remedy=remedy)
         loader.check_files(path, about)
     except (loader.PackageProblem, OSError) as e: raise DamagedError(f"the model package can't be used: {e}", where=str(path), remedy=remedy) from e
-    try: return Package(path, loader.load(path, [*trust, *(about['trust'] if digest else ())], allow_pickle, check=False))
-    except loader.PackageProblem as e: raise ModelError(str(e), where=str(path), remedy=f"if you know where it comes from: load_package(path, allow_pickle=[{about['name']!r}])"
+    try: return Package(path, loader.load(path, [*trust, *(about['trust'] if digest else ())], allowed_pickles(allow_pickle) if about['model'].endswith('.pkl') else (), check=False))
+    except loader.PackageProblem as e: raise ModelError(str(e), where=str(path), remedy=f"if you know where it comes from, write allow_pickle = {about['name']} in settings.ini, or load_package(path, allow_pickle=[{about['name']!r}])"
         if about['model'].endswith('.pkl') else "if you know what they do, name them: load_package(path, trust=[...])") from e
     except ImportError as e: raise ModelError(f"the model package needs what isn't installed: {e}", where=str(path), remedy=f"pip install -r {path}/requirements.txt") from e

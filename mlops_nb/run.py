@@ -551,7 +551,7 @@ def run(
             check_engine(settings)
             p = load_pipeline(settings, pipeline)
             again = command = without_secrets(command, p, params)
-            ws.variables = {**tracking_variables(settings, p.name), **ws.variables}
+            ws.variables = {**tracking_variables(settings, p.name), **({'MLOPS_ALLOW_PICKLE': ','.join(settings.allow_pickle)} if settings.allow_pickle else {}), **ws.variables}
             with LocalExecutor(jobs, coming=lambda: coming(p, runs)) as executor:
                 if force or not settings.state.exists(): executor.expect(dict(engine=settings.engine, seed=settings.seed, env=ws.variables)) # there will be something to run
                 runs += start_runs(ws, p, params, each, only, force, made)
