@@ -3,11 +3,9 @@ import pytest
 from ledger_checks import check_fresh, check_upgrade_killed, check_upgraded, checks
 from mlops_nb.core import LedgerError
 from mlops_nb.ledger import open_ledger
-from postgres_server import postgres
 
 @pytest.fixture(scope='module')
-def server():
-    with postgres() as server: yield server
+def server(postgres_server): return postgres_server
 
 @pytest.fixture(scope='module')
 def url(server): return server.make('checks')

@@ -8,7 +8,6 @@ pytest.importorskip('mlflow')
 from mlops_nb.promote import history, holder, workplace
 from mlops_nb.report import outside_requests
 from mlflow_server import MlflowServer, plain_mlflow
-from postgres_server import postgres
 from scratch import Project, mark
 
 gates = '''#| gate Better than the naive forecast
@@ -24,15 +23,15 @@ assert quality != 13, nonsense'''
 def test_a_gate_that_refuses_ends_nothing(tmp_path, engine):
     p = Project(tmp_path/'p', settings=f'[DEFAULT]\nengine = {engine}\n')
     p.stage('01_evaluate', 'quality: int = 1\ndone: Out = "data/done.txt"', *gates, 'open(done, "w").write("to the end"); record(last=1)')
-    assert [o['ok'] for o in p.ok().json['gates']] == [True]*3
-    done = p.ok('-p', 'quality=-1')
+    assert [o['ok'] for o in p.did().json['gates']] == [True]*3
+    done = p.did('-p', 'quality=-1')
     assert done.statuses == {'01_evaluate': 'completed'} and (p.data/'done.txt').read_text() == 'to the end'
     bad, small, sane = p.rows()[-1]['gates']
     assert (bad['name'], bad['ok'], bad['text'], bad['rule'], bad['figures'], bad['cell']) == ('Better than the naive forecast', False, 'quality=-1 is no better than nothing', 'quality > 0', {'gain': -.1}, 3)
     assert small['ok'] and small['value'] == "'3 MB'" and sane['ok']
     assert p.rows()[-1]['metrics'] == {'gain': -.1, 'last': 1}
-    assert [o['ok'] for o in p.ok('-p', 'quality=13').json['gates']] == [True, True, False] and 'NameError' in p.rows()[-1]['gates'][2]['text']
-    again = p.ok('-p', 'quality=-1')
+    assert [o['ok'] for o in p.did('-p', 'quality=13').json['gates']] == [True, True, False] and 'NameError' in p.rows()[-1]['gates'][2]['text']
+    again = p.did('-p', 'quality=-1')
     assert again.statuses == {'01_evaluate': 'cached'} and again.json['gates'] == done.json['gates']
     said = p.cli('run', 'demo', '-p', 'quality=-1').text
     assert 'REFUSES  Better than the naive forecast: quality=-1' in said and 'holds  Small' in p.cli('show').text
@@ -85,9 +84,7 @@ def registered(tmp_path, settings='', gates=compare):
 
 def versions_of(p, *biases):
     "Run with each bias; the numbers of the versions that came of it"
-    done = p.inside('run', 'demo', '--each', f"bias={','.join(map(str, biases))}", '--json')
-    assert done.code == 0, (done, [o['error'] for o in p.rows() if o['error']])
-    return [o['models'][0]['version'] for o in done.json['runs']]
+    return [o['models'][0]['version'] for o in p.did('--each', f"bias={','.join(map(str, biases))}").json['runs']]
 
 
 def champion_of(p):
@@ -108,17 +105,12 @@ def server(tmp_path_factory):
     with MlflowServer(tmp_path_factory.mktemp('mlflow')) as s: yield s
 
 
-@pytest.fixture(scope='module')
-def database():
-    with postgres() as s: yield s
-
-
 @pytest.fixture
 def target(request, tmp_path):
     "The settings for a registry: a file, a server, or PostgreSQL, which then keeps the ledger too"
     if request.param == 'sqlite': return ''
     if request.param == 'server': return f"mlflow = {request.getfixturevalue('server').url}"
-    url = request.getfixturevalue('database').make(f'of_{secrets.token_hex(4)}')
+    url = request.getfixturevalue('postgres_server').make(f'of_{secrets.token_hex(4)}')
     return f'ledger = {url}\nmlflow = {url}'
 
 
@@ -171,23 +163,30 @@ def test_the_gates_judge_what_the_run_has_made(tmp_path):
     (p.folder/'01_train.ipynb').write_text(source.replace('2*x + bias', '2*x + 100*bias')) # what training would make today
     (p.folder/'raw.txt').unlink() # and it couldn't
     (p.data/'done.txt').write_text('mine')
-    assert p.cli('promote', 'demo', '--json').json['status'] == 'promoted'
+    assert p.inside('promote', 'demo', '--json').json['status'] == 'promoted'
     assert (p.data/'done.txt').read_text() == 'mine' and [o['status'] for o in p.rows(stage='01_train')] == ['completed'] # neither trained nor published
     (p.folder/'02_evaluate.ipynb').write_text((p.folder/'02_evaluate.ipynb').read_text().replace('< most', '< 0.001')) # but the policy is that of today
-    p.cli('rollback', 'demo')
     (p.folder/'raw.txt').write_text('numbers')
     versions_of(p, .2)
-    two = p.cli('promote', 'demo', '--json').json
+    two = p.inside('promote', 'demo', '--json').json
     assert [o['ok'] for o in two['judgement']['gates']] == [False, False]
     (p.folder/'02_evaluate.ipynb').write_text((p.folder/'02_evaluate.ipynb').read_text().replace('#| gate', '# gate'))
-    none = p.cli('promote', 'demo')
+    none = p.inside('promote', 'demo')
     assert none.code == 2 and 'has no gates' in none.err and champion_of(p) == (one, one)
 
 
+@pytest.fixture(scope='module')
+def pair(tmp_path_factory):
+    "A project with two versions, the second one better; copied by those who go on with it"
+    p = registered(tmp_path_factory.mktemp('pair'))
+    assert versions_of(p, .5, .1) == [1, 2] and p.quiet(60) == []
+    return p
+
+
 @on('sqlite', 'postgres')
-def test_of_two_at_once_one_wins(tmp_path, target):
-    p = registered(tmp_path, target)
-    first, second = versions_of(p, .5, .4)
+def test_of_two_at_once_one_wins(tmp_path, target, pair):
+    p = registered(tmp_path, target) if target else pair.copied_to(tmp_path/'p')
+    first, second = versions_of(p, .5, .1) if target else (1, 2)
     meet = 'settle = p.settle\ndef wait(*args):\n    Path(f"at{sys.argv[0]}{os.getpid()}.here").touch()\n    while len(list(Path(".").glob("at*.here"))) < 2: time.sleep(.01)\n    return settle(*args)\np.settle = wait\n'
     both = [script(p, meet + f'print(p.promote(settings, "demo", {o}).status)') for o in (first, second)]
     said = sorted(o.communicate(timeout=120)[0].strip() for o in both)
@@ -208,15 +207,14 @@ p.settle = armed"""
 
 
 @pytest.mark.parametrize('when, then, command', [(commit, 1, 'promote'), (commit, 1, 'rollback'), ('p.bring_in_step = die', 2, 'promote'), ('p.bring_in_step = die', 2, 'rollback'), ('p.Registry.drop_alias = die', 2, 'promote')])
-def test_a_kill_in_the_middle_is_all_or_nothing(tmp_path, when, then, command):
-    p = registered(tmp_path)
-    one, _ = versions_of(p, .5, .1)
-    assert p.inside('promote', 'demo', '--version', str(one)).code == 0
+def test_a_kill_in_the_middle_is_all_or_nothing(tmp_path, pair, when, then, command):
+    p = pair.copied_to(tmp_path/'p')
+    assert p.inside('promote', 'demo', '--version', '1').code == 0
     dead = script(p, when + '\np.promote(settings, "demo")')
     assert dead.wait(120) == -9, dead.communicate()
     ws, registry = workplace(p.settings)
     assert holder(ws, 'demo')['version'] == then == len(history(ws, 'demo', 'promoted'))
-    said = p.cli(command, 'demo', '--json')
+    said = p.inside(command, 'demo', '--json')
     if command == 'promote': assert said.code == 0 and champion_of(p) == (2, 2) and said.json['status'] == ('promoted' if then == 1 else 'unchanged')
     else: assert champion_of(p) == (1, 1) and said.code == (2 if then == 1 else 0)
     assert len(history(ws, 'demo', 'promoted')) == (2 if command == 'promote' else then)

@@ -61,8 +61,8 @@ def check_life(p, tracking, elsewhere):
     "A run registers, a cached one doesn't, a changed one does; each version foretells what its package does, here and elsewhere"
     first = p.ok()
     assert first.json['models'] == [dict(name='demo', version=1, new=True)]
-    assert p.ok().json['models'] == [dict(name='demo', version=1, new=False)]
-    assert p.ok('-p', 'slope=3').json['models'] == [dict(name='demo', version=2, new=True)]
+    assert p.did().json['models'] == [dict(name='demo', version=1, new=False)]
+    assert p.did('-p', 'slope=3').json['models'] == [dict(name='demo', version=2, new=True)]
     ws = Workspace(p.settings)
     r = Registry(ws)
     one, two = r.version('demo', 1), r.version('demo')
@@ -73,10 +73,10 @@ def check_life(p, tracking, elsewhere):
     assert [round(o) for o in mine[0]] == [8, 11] and [round(o) for o in mine[1]] == [12, 16]
     assert [plain_mlflow(elsewhere, o, rows, tracking) for o in ('models:/demo@champion', 'models:/demo/2')] == mine
     assert {one.digest, two.digest} <= needed(ws)
-    listed = p.cli('models', '--json').json['models']
+    listed = p.inside('models', '--json').json['models']
     assert [(o['name'], o['versions'], o['champion']) for o in listed] == [('demo', 2, 1)]
-    assert [o['version'] for o in p.cli('models', 'demo', '--json').json['versions']] == [2, 1] and '2013' not in p.cli('models', 'demo').err
-    assert p.cli('models', 'dem').code == 2 and "no model 'dem' is registered" in p.cli('models', 'dem').err
+    assert [o['version'] for o in p.inside('models', 'demo', '--json').json['versions']] == [2, 1] and '2013' not in p.inside('models', 'demo').err
+    assert p.inside('models', 'dem').code == 2 and "no model 'dem' is registered" in p.inside('models', 'dem').err
     return ws, r
 
 
@@ -98,9 +98,9 @@ def test_over_a_server(server, tmp_path):
 
 
 def test_two_versions_with_their_own_features(project):
-    project.ok()
+    project.did()
     (project.folder/'features.py').write_text(features.format(factor=10))
-    assert project.ok().json['models'] == [dict(name='demo', version=2, new=True)]
+    assert project.did().json['models'] == [dict(name='demo', version=2, new=True)]
     r = Registry(Workspace(project.settings))
     one, two = r.load('demo/1'), r.load('demo/2')
     assert [round(o) for p in (one, two, one) for o in p.predict(rows)] == [8, 11]*3
@@ -110,10 +110,10 @@ def test_two_versions_with_their_own_features(project):
 
 def test_nobody_answers_and_the_run_is_done_all_the_same(project):
     (project.root/'settings.ini').write_text('[DEFAULT]\nmlflow = http://ann:hunter2@127.0.0.1:9\n')
-    done = project.ok()
+    done = project.did()
     [told] = done.json['models']
     assert 'problem' in told and told['remedy'] == f"mlops-nb register {done.json['run']}" and 'hunter2' not in done.text
-    assert project.cli('register').code == 1
+    assert project.inside('register').code == 1
     (project.root/'settings.ini').write_text('[DEFAULT]\nmlflow = sqlite:///.mlops/mlflow.db\n')
     both = [project.start('register', done.json['run'], '--json') for _ in range(2)]
     found = [project.wait(o) for o in both]
@@ -133,7 +133,7 @@ def test_only_a_completed_run_and_a_real_package(project):
 def test_killed_while_registering(project, tmp_path):
     "Whenever it is killed: the next one ends with one version"
     (project.root/'settings.ini').write_text('[DEFAULT]\nmlflow = none\n')
-    run = project.ok().json['run']
+    run = project.did().json['run']
     (project.root/'settings.ini').write_text('[DEFAULT]\nmlflow = sqlite:///.mlops/mlflow.db\n')
     def looks(): return (project.state/'mlflow.db').exists()
     for i in range(4):
@@ -149,7 +149,7 @@ def test_killed_while_registering(project, tmp_path):
 
 
 def test_tampered(project):
-    project.ok()
+    project.did()
     ws = Workspace(project.settings)
     r = Registry(ws)
     v = r.version('demo')
@@ -172,10 +172,10 @@ def test_tampered(project):
 
 
 def test_what_a_version_needs_is_not_garbage(project):
-    for o in (2, 3, 4): project.ok('-p', f'slope={o}')
+    for o in (2, 3, 4): project.did('-p', f'slope={o}')
     ws = Workspace(project.settings)
     r = Registry(ws)
-    done = project.cli('gc', '--keep', '1', '--yes', '--json')
+    done = project.inside('gc', '--keep', '1', '--yes', '--json')
     assert done.code == 0, done
     assert [round(r.load(f'demo/{o}').predict(rows)[0]) for o in (1, 2, 3)] == [8, 12, 16]
     assert needed(ws) and all(ws.store.has(o.artifact) for o in r.versions('demo'))
