@@ -1491,6 +1491,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlops_nb.rowwise.RowCheck.functions': ('api/rowwise.html#rowcheck.functions', 'mlops_nb/rowwise.py'),
                                   'mlops_nb.rowwise._answers': ('api/rowwise.html#_answers', 'mlops_nb/rowwise.py'),
                                   'mlops_nb.rowwise._column': ('api/rowwise.html#_column', 'mlops_nb/rowwise.py'),
+                                  'mlops_nb.rowwise._holds': ('api/rowwise.html#_holds', 'mlops_nb/rowwise.py'),
                                   'mlops_nb.rowwise._lies_in': ('api/rowwise.html#_lies_in', 'mlops_nb/rowwise.py'),
                                   'mlops_nb.rowwise._moment': ('api/rowwise.html#_moment', 'mlops_nb/rowwise.py'),
                                   'mlops_nb.rowwise._number': ('api/rowwise.html#_number', 'mlops_nb/rowwise.py'),

@@ -134,6 +134,11 @@ class RowCheck:
         return sorted([*found, *self.asked(fine)]) if self.asks and fine else found
 
 # %% ../nbs/api/12d_rowwise.ipynb #4229ebfd
+def _holds(test, v)->bool:
+    "Does a value pass? One that can't even be compared doesn't"
+    try: return test(v)
+    except TypeError: return False
+
 def of_row(self, row:dict, values:dict): # yields (field, reason)
     "What is wrong with the fields of a row; those that are fine are put into `values`"
     if not isinstance(row, dict):
@@ -151,7 +156,7 @@ def of_row(self, row:dict, values:dict): # yields (field, reason)
                 yield name, reason(f'must be {kinds[kind]}', v, private)
                 continue
             for test,words in checks:
-                if not test(v): yield name, reason(words, v, private)
+                if not _holds(test, v): yield name, reason(words, v, private)
 RowCheck.of_row = of_row
 
 # %% ../nbs/api/12d_rowwise.ipynb #04c08c69

@@ -42,7 +42,7 @@ foreign = '''
 import json, sys
 class Never:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("mlops_nb","serve","features","judging"): raise ModuleNotFoundError(f"{name} is not here")
+        if name.split(".")[0] in ("mlops_nb","pandera","serve","features","checks","judging"): raise ModuleNotFoundError(f"{name} is not here")
 sys.meta_path.insert(0, Never())
 import mlflow, pandas as pd
 m = mlflow.pyfunc.load_model(sys.argv[1])

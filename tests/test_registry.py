@@ -19,8 +19,18 @@ def predict(model, rows, shift): return model.predict(made(rows, shift))
 features = '''
 def made(rows, shift): return rows[["x"]]*{factor} + shift["by"].iloc[0]
 '''
+checks = '''
+import pandera.pandas as pa
+class Line(pa.DataFrameModel):
+    x: float = pa.Field(ge=0, le=100)
+    note: str = pa.Field(nullable=True)
+    y: float
+    @pa.dataframe_check(error="only small numbers have notes")
+    def noted(cls, df): return df.note.isna() | (df.x < 50)
+'''
 train = '''
 import pandas as pd
+from checks import Line
 from sklearn.linear_model import LinearRegression
 from mlops_nb import Model
 from mlops_nb.package import save_model
@@ -28,7 +38,7 @@ from features import made
 rows = pd.DataFrame(dict(x=[1., 2., 3.], note=["a", "b", None]))
 shift = pd.DataFrame(dict(by=[.5]))
 model = LinearRegression().fit(made(rows, shift), [slope*1., slope*2., slope*3.])
-save_model(package, model, "serve:predict", rows, tables=dict(shift=shift), reference=rows.assign(y=[1., 2., 3.]), outcome="y", purpose="A line.")
+save_model(package, model, "serve:predict", rows, tables=dict(shift=shift), reference=rows.assign(y=[1., 2., 3.]), outcome="y", purpose="A line.", schema=Line)
 record(slope=slope)
 '''
 evaluate = 'from pathlib import Path\nassert (Path(package)/"MLmodel").exists()\nPath(told).write_text(str(fine))\nassert fine'
@@ -39,6 +49,7 @@ def make(root, mlflow):
     "A project whose second stage trains a line, and whose third looks at it"
     p = Project(root, f'[DEFAULT]\nmlflow = {mlflow}\n')
     (p.folder/'serve.py').write_text(serve)
+    (p.folder/'checks.py').write_text(checks)
     (p.folder/'features.py').write_text(features.format(factor=1))
     p.stage('01_train', 'slope: float = 2.0\npackage: "Model" = "data/line"', train)
     p.stage('02_evaluate', 'package: In = "data/line"\nfine: bool = True\ntold: Out = "data/told.txt"', evaluate)
@@ -72,6 +83,7 @@ def check_life(p, tracking, elsewhere):
     mine = [list(r.load(o).predict(rows)) for o in ('demo@champion', 'demo/2')]
     assert [round(o) for o in mine[0]] == [8, 11] and [round(o) for o in mine[1]] == [12, 16]
     assert [plain_mlflow(elsewhere, o, rows, tracking) for o in ('models:/demo@champion', 'models:/demo/2')] == mine
+    assert r.load('demo/2').check([dict(x=-1., note=None), dict(x=60, note='a'), dict(x=4)]) == [(0, 'x', 'must be at least 0, not -1.0'), (1, '', 'fails: only small numbers have notes'), (2, 'note', 'is not there')]
     assert {one.digest, two.digest} <= needed(ws)
     listed = p.inside('models', '--json').json['models']
     assert [(o['name'], o['versions'], o['champion']) for o in listed] == [('demo', 2, 1)]
