@@ -139,6 +139,13 @@ def _flag(root, text):
     if text.lower() not in known: raise ValueError('true or false')
     return known[text.lower()]
 
+# %% ../nbs/api/01_config.ipynb #2cd9243f
+def _names(root, text):
+    "Names, with commas between"
+    found = tuple(dict.fromkeys(o.strip() for o in text.split(',') if o.strip()))
+    if any(not re.fullmatch(r'[\w.-]+', o) for o in found): raise ValueError('names with commas between')
+    return found
+
 # %% ../nbs/api/01_config.ipynb #565936ef
 known_keys = dict(
     store   = ('.mlops/store',               _place, 'artifacts: a folder, or a URL like s3://bucket/prefix'),
@@ -150,7 +157,8 @@ known_keys = dict(
     engine  = ('snapshot',                   _text,  'who executes notebooks: an engine registered with papermill, or papermill itself'),
     keep_inputs = ('100',                    _megabytes, 'inputs from outside are kept in the store too if they are no larger, MB; 0: never'),
     upload_artifacts = ('false',             _flag,  'are executed notebooks and their plots sent to MLflow too? Else it has their places'),
-    cards   = ('true',                       _flag,  'is a card made of each new version of a model?'))
+    cards   = ('true',                       _flag,  'is a card made of each new version of a model?'),
+    allow_pickle = ('${MLOPS_ALLOW_PICKLE:-}', _names, 'models that may be pickles, which run code when they are loaded: names, with commas between'))
 
 # %% ../nbs/api/01_config.ipynb #9fc7d9f1
 def _check_section(name):
@@ -265,6 +273,7 @@ class Settings:
     engine:str # registered with papermill
     keep_inputs:int # inputs from outside that are no larger are kept in the store too, MB
     cards:bool # is a card made of each new version of a model?
+    allow_pickle:tuple # names of models that may be pickles
     secrets:Secrets # names only; a value is read when used
     nbs:Path # folder of the notebooks
     lib:str # name of the library they export to, or None
@@ -283,7 +292,8 @@ def describe(
     settings, # a `Settings`
 )->list: # of (key, value, where it came from), all text
     "What is in force, with secrets masked"
-    keys = [(k, mask_url(getattr(settings, k)), settings.origins.get(k, 'given')) for k in known_keys]
+    def text(v): return ', '.join(v) if isinstance(v, tuple) else mask_url(v)
+    keys = [(k, text(getattr(settings, k)), settings.origins.get(k, 'given')) for k in known_keys]
     paths = [('nbs', str(settings.nbs), 'pyproject.toml'), ('lib', str(settings.lib or ''), 'pyproject.toml')]
     secrets = []
     for name,text in settings.secrets.sources.items():

@@ -7,7 +7,7 @@ __all__ = ['format', 'about_name', 'ignored', 'trusted', 'PackageProblem', 'list
            'find_object', 'own_names', 'skops_bytes', 'untrusted', 'load_skops', 'load_pickle', 'Loaded', 'load']
 
 # %% ../nbs/api/13z_loader.ipynb #4ef6b0c2
-import ast, hashlib, importlib.abc, importlib.util, io, json, os, re, sys, zipfile
+import ast, copy, hashlib, importlib.abc, importlib.util, io, json, os, re, sys, zipfile
 from pathlib import Path
 
 _counts_as_file = True # a stage that uses this module depends on its text
@@ -45,10 +45,16 @@ def check_files(path, about:dict):
 # %% ../nbs/api/13z_loader.ipynb #48fc386d
 class _Prefixed(ast.NodeTransformer):
     "Has imports of the package's own modules look below `prefix`"
-    def __init__(self, prefix, tops): self.prefix,self.tops = prefix,tops
-    def own(self, name): return (name or '').partition('.')[0] in self.tops
+    def __init__(self, prefix, tops, ours=None): self.prefix,self.tops,self.ours = prefix,tops,ours # ours: what of `mlops_nb` is in the package
+    package = '' # of the module at hand
+    def tool(self, name): # a part of `mlops_nb` that isn't in the package, since contracts are checked with what is installed
+        top,_,rest = name.partition('.')
+        return self.ours is not None and top == 'mlops_nb' and bool(rest) and rest.partition('.')[0] not in self.ours
+    def own(self, name): return (name or '').partition('.')[0] in self.tops and not self.tool(name)
 
     def visit_ImportFrom(self, node):
+        whole = importlib.util.resolve_name('.'*node.level + (node.module or ''), self.package).removeprefix(f'{self.prefix}.') if node.level and self.package else ''
+        if self.tool(whole): node.level,node.module = 0,whole
         if not node.level and self.own(node.module): node.module = f'{self.prefix}.{node.module}'
         return node
     def visit_Import(self, node): return [ast.copy_location(n, node) for o in node.names for n in self.said(o)]
@@ -63,7 +69,9 @@ class _Loader(importlib.abc.Loader):
     def __init__(self, file, change): self.file,self.change = file,change
     def create_module(self, spec): return None
     def exec_module(self, module):
-        tree = ast.fix_missing_locations(self.change.visit(ast.parse(Path(self.file).read_bytes(), self.file)))
+        change = copy.copy(self.change)
+        change.package = module.__package__
+        tree = ast.fix_missing_locations(change.visit(ast.parse(Path(self.file).read_bytes(), self.file)))
         exec(compile(tree, self.file, 'exec', dont_inherit=True), module.__dict__)
 
 # %% ../nbs/api/13z_loader.ipynb #c4023e55
@@ -71,7 +79,8 @@ class _Finder(importlib.abc.MetaPathFinder):
     "Finds the modules of one package below its prefix"
     def __init__(self, folder, prefix):
         self.folder,self.prefix = Path(folder),prefix
-        self.change = _Prefixed(prefix, {o.name.removesuffix('.py') for o in self.folder.iterdir()})
+        def inside(folder): return {o.name.removesuffix('.py') for o in folder.iterdir()} if folder.is_dir() else set()
+        self.change = _Prefixed(prefix, inside(self.folder), inside(self.folder/'mlops_nb'))
 
     def find_spec(self, name, path=None, target=None):
         if name != self.prefix and not name.startswith(self.prefix + '.'): return None

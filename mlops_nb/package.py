@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['kind_of', 'columns_of', 'signature_of', 'fit_rows', 'renumber', 'write_skops', 'spec_of', 'own_classes',
-           'project_files', 'requirements', 'loader_name', 'mlmodel', 'example_json', 'output_of', 'check_first',
-           'save_model', 'package_digest', 'Package', 'load_package']
+           'project_files', 'requirements', 'loader_name', 'mlmodel', 'example_json', 'output_of', 'schema_of',
+           'make_contract', 'keep_contract', 'check_first', 'save_model', 'package_digest', 'Package',
+           'allowed_pickles', 'load_package']
 
 # %% ../nbs/api/14_package.ipynb #62b0e16b
 import inspect, json, os, platform, re, shutil, sys, tempfile
@@ -15,11 +16,13 @@ from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 from . import loader
 from .code import CodeIndex, _passed_sources, reach
+from .config import load_settings
 from .content import DigestCache
-from .core import DamagedError, ModelError, atomic_copy, did_you_mean, digest_file, short
+from .core import ConfigError, DamagedError, ModelError, atomic_copy, did_you_mean, digest_file, short
 from .origin import is_tool
 from .parity import in_onnx
 from .quick import prove_quick
+from .rowwise import RowCheck, functions_of, row_rules
 
 _counts_as_file = True # a stage that uses this module depends on its text, not on whatever it might look at
 
@@ -126,14 +129,15 @@ def write_skops(
 
 # %% ../nbs/api/14_package.ipynb #a6617c48
 def spec_of(
-    predict, # a function, or `module:name`
+    o, # a function, a class, or `module:name`
+    where:str='predict', # for errors
 )->str: # module:name
-    "The name of a function that others can import"
-    spec = predict if isinstance(predict, str) else f'{predict.__module__}:{predict.__qualname__}'
-    remedy = "write it in a cell with `#| export`, and give its name: 'package.module:function'"
-    if spec.startswith('__main__') or '<' in spec or ':' not in spec: raise ModelError(f"{spec} can't be imported by others", where='predict', remedy=remedy)
+    "The name of something that others can import"
+    spec = o if isinstance(o, str) else f"{getattr(o, '__module__', '<none>')}:{getattr(o, '__qualname__', '<none>')}"
+    remedy = "write it in a cell with `#| export`, and give its name: 'package.module:name'"
+    if spec.startswith('__main__') or '<' in spec or ':' not in spec: raise ModelError(f"{spec} can't be imported by others", where=where, remedy=remedy)
     try: loader.find_object(spec)
-    except (ImportError, AttributeError) as e: raise ModelError(f"there is no function {spec}: {e}", where='predict', remedy=remedy) from e
+    except (ImportError, AttributeError) as e: raise ModelError(f"there is no {spec}: {e}", where=where, remedy=remedy) from e
     return spec
 
 # %% ../nbs/api/14_package.ipynb #90f7479f
@@ -257,9 +261,11 @@ def _prove(dest:Path, said, example, about:dict):
     import numpy as np
     try:
         loaded = loader.load(dest, about['trust'], [about['name']])
-        again = loaded.predict(example)
+        alone = Package(dest, loaded)
+        again,wrong = loaded.predict(example), alone.check(example) if about['contract'] else [] # as the code says that goes along
     except Exception as e: raise ModelError(f"the package can't foretell by itself: {type(e).__name__}: {e}", where=about['predict'],
         remedy="predict must find all it needs in its module, in the modules that this imports, and in `tables`") from e
+    if wrong: raise ModelError("the package finds fault with rows that the notebook found none with: " + '; '.join(f'{k} {why}' for _,k,why in wrong[:3]), where=about['contract']['schema'], remedy="a schema must depend on its module alone")
     if not np.array_equal(np.asarray(said), np.asarray(again), equal_nan=np.asarray(said).dtype.kind == 'f'):
         raise ModelError("the package foretells otherwise than the notebook does", where=about['predict'], remedy="predict must depend on its arguments alone: no clock, no chance, no files")
     return loaded
@@ -270,6 +276,40 @@ def _with_predictions(rows, said):
     import pandas as pd
     if isinstance(said, pd.DataFrame): return rows.reset_index(drop=True).join(said.reset_index(drop=True).add_prefix('prediction_'))
     return rows.reset_index(drop=True).assign(prediction=list(said))
+
+# %% ../nbs/api/14_package.ipynb #7c418736
+def schema_of(
+    contract:dict,
+    prefix:str='', # of `isolate`; '': the project's own
+): # a DataFrameModel or a DataFrameSchema
+    "The schema that a contract was taken from"
+    try: return loader.find_object(contract['schema'], prefix)
+    except ImportError as e: raise ModelError(f"the contract's rules can't be read: {e}", where=contract['schema'], remedy='pip install "mlops_nb[validate]"') from e
+
+# %% ../nbs/api/14_package.ipynb #db29df0a
+def make_contract(
+    schema, # an exported class, or 'module:name'; None: there is none
+    columns:list, # of the signature
+)->dict|None: # {schema: its name, columns: {name: what its values must be}, across: rules of several, in words}
+    "What a schema says of rows with these columns"
+    if schema is None: return None
+    spec,names = spec_of(schema, 'schema'), [o['name'] for o in columns]
+    said = row_rules(schema_of(dict(schema=spec)), names)
+    if not said['columns']: raise ModelError(f"the schema {spec} says nothing of {', '.join(names[:5])}", where='schema', remedy="give the schema of the rows that the model takes")
+    return dict(schema=spec) | said
+
+# %% ../nbs/api/14_package.ipynb #e1a1c97b
+def keep_contract(
+    contract:dict,
+    columns:list, # of the signature
+    **tables, # {name: DataFrame}
+):
+    "Complain of rows that break the contract"
+    checker = RowCheck(columns, contract, lambda: functions_of(schema_of(contract), [o['name'] for o in columns]))
+    for k,rows in tables.items():
+        if not (bad := checker(rows)): continue
+        row,field,why = bad[0]
+        raise ModelError(f"{len({o[0] for o in bad}):,} of {len(rows):,} rows break the contract {contract['schema']}, e.g. row {row}: {field} {why}".replace('  ', ' '), where=k, remedy="train on rows that keep it, or mend the schema")
 
 # %% ../nbs/api/14_package.ipynb #19094d21
 def check_first(path, example):
@@ -289,6 +329,7 @@ def save_model(
     reference=None, # DataFrame: held-out raw rows, with outcomes and whatever else beside; predictions are added. Later data is compared with it
     outcome:str='', # column of `reference` that says what happened
     tables:dict=None, # {name: DataFrame} that features need besides the rows
+    schema=None, # of the validate stage, which rows have to keep as well: an exported class, or 'module:name'. What it says of columns that `example` lacks is left out
     purpose:str='', # what it is for
     limits:str='', # what it isn't good for
     facts:dict=None, # whatever a card should say: period of the data, parameters
@@ -304,10 +345,12 @@ def save_model(
     ask = loader.find_object(spec)
     said = ask(model, example, **tables)
     real = example if reference is None else fit_rows(columns, reference, 'reference')
+    contract = make_contract(schema, columns)
+    if contract: keep_contract(contract, columns, example=example, reference=real)
     if reference is not None: reference = _with_predictions(reference.assign(**real), ask(model, real, **tables))
     about = dict(format=loader.format, name=name, predict=spec, columns=columns, output=output_of(said, len(example)), tables=sorted(tables), trust=sorted(trust),
         purpose=inspect.cleandoc(purpose), limits=inspect.cleandoc(limits), facts=facts or {}, python=platform.python_version(),
-        reference=dict(rows=len(reference), outcome=outcome) if reference is not None else None)
+        reference=dict(rows=len(reference), outcome=outcome) if reference is not None else None, contract=contract)
     with tempfile.TemporaryDirectory() as tmp:
         dest = Path(tmp)/'package'
         dest.mkdir()
@@ -324,6 +367,7 @@ def _fill(dest, about, model, example, said, tables, reference, index, pickle, w
     if data: (dest/'model.onnx').write_bytes(data)
     files = project_files({tuple(about['predict'].split(':')), *own}, index)
     about['requirements'] = requirements(files, tops)
+    if about['contract']: files = project_files({tuple(about['contract']['schema'].split(':'))}, index) | files # only a check needs these, and it runs where pandera and we are
     _lay_out(dest, about, example, files, tables, reference)
     about['files'] = loader.listing(dest)
     write = lambda: (dest/loader.about_name).write_text(json.dumps(about, indent=1, ensure_ascii=False, default=str), 'utf-8')
@@ -360,6 +404,17 @@ class Package:
     def reference(self): # None if it has none
         import pandas as pd
         return pd.read_parquet(self.path/'reference.parquet') if self.about['reference'] else None
+    @cached_property
+    def contract(self)->RowCheck:
+        "What rows must be like"
+        said = self.about.get('contract')
+        def functions(): return functions_of(schema_of(said, loader.isolate(self.path, self.about)), self.names)
+        return RowCheck(self.about['columns'], said, functions)
+    def check(self, 
+        rows, # list of {column: value}, or DataFrame
+    )->list: # of (row: 0, 1, …; field, '' for several; reason); [] if all are fine
+        "What is wrong with rows"
+        return self.contract(rows)
 
     def predict(self, 
         rows, # DataFrame, or a list of {column: value}
@@ -369,12 +424,20 @@ class Package:
         if odd := [o for o in tables if o not in self.about['tables']]: raise ModelError(f"the model takes no table {odd[0]}", where=str(self.path), remedy=did_you_mean(odd[0], self.about['tables']))
         return self.loaded.predict(fit_rows(self.about['columns'], rows, str(self.path)), tables=tables)
 
+# %% ../nbs/api/14_package.ipynb #3a10348b
+def allowed_pickles(
+    given=(), # names
+)->set: # of names
+    "The models that may be pickles here"
+    try: return {*given, *load_settings().allow_pickle}
+    except ConfigError: return set(given) # there is no project
+
 # %% ../nbs/api/14_package.ipynb #329f014b
 def load_package(
     path, # folder
     digest:str='', # what it must be, if that is known
     trust=(), # names of types besides those that are known to be harmless; with a digest, what the package names is trusted too
-    allow_pickle=(), # names of models that may be pickles
+    allow_pickle=(), # names of models that may be pickles, besides those of the settings
     lazy:bool=False, # the model itself only when it is first asked for
 )->Package:
     "Load a model package, if it is what it should be"
@@ -384,7 +447,8 @@ def load_package(
         if digest and (now := package_digest(path)) != digest: raise DamagedError(f"the model package is {short(now)}, and should be {short(digest)}", where=str(path), remedy=remedy)
         loader.check_files(path, about)
     except (loader.PackageProblem, OSError) as e: raise DamagedError(f"the model package can't be used: {e}", where=str(path), remedy=remedy) from e
-    try: return Package(path, loader.load(path, [*trust, *(about['trust'] if digest else ())], allow_pickle, check=False, lazy=lazy))
-    except loader.PackageProblem as e: raise ModelError(str(e), where=str(path), remedy=f"if you know where it comes from: load_package(path, allow_pickle=[{about['name']!r}])"
+    allowed = allowed_pickles(allow_pickle) if about['model'].endswith('.pkl') else ()
+    try: return Package(path, loader.load(path, [*trust, *(about['trust'] if digest else ())], allowed, check=False, lazy=lazy))
+    except loader.PackageProblem as e: raise ModelError(str(e), where=str(path), remedy=f"if you know where it comes from, write allow_pickle = {about['name']} in settings.ini, or load_package(path, allow_pickle=[{about['name']!r}])"
         if about['model'].endswith('.pkl') else "if you know what they do, name them: load_package(path, trust=[...])") from e
     except ImportError as e: raise ModelError(f"the model package needs what isn't installed: {e}", where=str(path), remedy=f"pip install -r {path}/requirements.txt") from e

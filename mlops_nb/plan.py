@@ -77,11 +77,12 @@ class Planner:
         pipeline:Pipeline, # bound to its values
         force=(), # names of stages that shall run in any case
         index=None, # a CodeIndex to share, if not that of the workspace
+        only=None, # the stages whose inputs from outside are looked at; default: all
     ):
         self.ws,self.pipeline,self.forced = ws,pipeline,set(force)
         self.index = index or self.read_code()
         self._check_places()
-        self.sources = {o: self._open(o) for o in pipeline.stages}
+        self.sources = {o: self._open(o) for o in only or pipeline.stages}
         self.lasts = ws.ledger.lasts(pipeline.name)
 
     def read_code(self)->CodeIndex:

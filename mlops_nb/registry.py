@@ -334,13 +334,13 @@ def package_path(self:Registry, version:Version)->Path:
 @patch
 def load(self:Registry,
     version, # a Version, or text such as flights@champion
-    allow_pickle=(), # names of models that may be pickles
+    allow_pickle=(), # names of models that may be pickles, besides those of the settings
 ): # Package
     "Load a version, if it is what was registered"
     if not isinstance(version, Version):
         name,ref = parse_ref(version)
         version = self.version(name, ref or 'latest')
-    return load_package(self.package_path(version), version.digest, allow_pickle=allow_pickle)
+    return load_package(self.package_path(version), version.digest, allow_pickle=[*allow_pickle, *self.settings.allow_pickle])
 
 # %% ../nbs/api/14a_registry.ipynb #6cb7f16b
 def needed(ws)->set: # digests

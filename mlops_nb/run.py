@@ -438,7 +438,7 @@ def start_runs(ws:Workspace, pipeline, params:dict, each:dict, only:list, force:
     runs = []
     for i,p in enumerate(bound):
         only_ = [find_stage(p, o) for o in ([only] if isinstance(only, str) else only or ())]
-        planner = Planner(ws, p, (only_ or p.stages) if force else ())
+        planner = Planner(ws, p, (only_ or p.stages) if force else (), only=None if made is None else only_) # what made the rest may be gone
         runs.append(ActiveRun(planner, only_, made is None and i==len(bound)-1, combos[i]))
         if made is not None: take_made(runs[-1], made)
         elif only_: take_cached(runs[-1], only_)
@@ -551,7 +551,7 @@ def run(
             check_engine(settings)
             p = load_pipeline(settings, pipeline)
             again = command = without_secrets(command, p, params)
-            ws.variables = {**tracking_variables(settings, p.name), **ws.variables}
+            ws.variables = {**tracking_variables(settings, p.name), **({'MLOPS_ALLOW_PICKLE': ','.join(settings.allow_pickle)} if settings.allow_pickle else {}), **ws.variables}
             with LocalExecutor(jobs, coming=lambda: coming(p, runs)) as executor:
                 if force or not settings.state.exists(): executor.expect(dict(engine=settings.engine, seed=settings.seed, env=ws.variables)) # there will be something to run
                 runs += start_runs(ws, p, params, each, only, force, made)

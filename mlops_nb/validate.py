@@ -8,7 +8,7 @@ __all__ = ['on_failures', 'report_rows', 'Report', 'headline', 'label_rows', 'sa
 
 # %% ../nbs/api/12a_validate.ipynb #899d81cf
 import os
-from .rules import Checker, expect, expect_table, in_percent, np, pa, pd
+from .rules import Checker, expect, expect_table, in_percent, np, pa, pd, select_columns
 from .contract import _display, record, validation_mime
 from .core import ParameterError, StageError, atomic_path, did_you_mean
 

@@ -3,6 +3,7 @@ import os, signal
 
 import pytest
 
+from postgres_server import postgres
 from scratch import Project
 
 # A test run in the background inherits ignored signals, and would hand them on to the runs that it stops
@@ -19,3 +20,9 @@ def project(tmp_path):
     p = Project(tmp_path/'project')
     yield p
     p.put_away()
+
+
+@pytest.fixture(scope='session')
+def postgres_server():
+    "One PostgreSQL for all; each test makes databases of its own in it"
+    with postgres() as server: yield server

@@ -1,6 +1,10 @@
 """A scratch project whose pipelines are made for one test, and the command line that runs them"""
-import json, os, secrets, signal, subprocess, sys, time
+import json, os, secrets, shutil, signal, subprocess, sys, time
+from copy import copy
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
 
@@ -23,12 +27,12 @@ def notebook(*cells, **metadata):
     return dict(cells=cells, metadata=kernel | metadata, nbformat=4, nbformat_minor=5)
 
 
-def marked(name, value, zombies=True):
-    "The processes whose environment has this mark"
+def marked(name, value, zombies=True, but=()):
+    "The processes whose environment has this mark; those with the ids of `but` aren't looked at"
     found = []
     for p in psutil.process_iter():
         try:
-            if p.environ().get(name) == value and (zombies or p.status() != 'zombie'): found.append(p)
+            if p.pid not in but and p.environ().get(name) == value and (zombies or p.status() != 'zombie'): found.append(p)
         except psutil.Error: pass
     return found
 
@@ -66,6 +70,12 @@ class Project:
         (self.root/'settings.ini').write_text(settings)
         self.folder.mkdir(parents=True)
 
+    def copied_to(self, root):
+        "The same project in another folder, with all that it has made"
+        p = copy(self)
+        p.root, p.mark = Path(shutil.copytree(self.root, root)), secrets.token_hex(8)
+        return p
+
     @property
     def folder(self): return self.root/'nbs'/'pipelines'/self.pipeline
     @property
@@ -83,13 +93,22 @@ class Project:
         return subprocess.Popen([sys.executable, '-m', 'mlops_nb.cli', *args], cwd=self.root, text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, 'COLUMNS': '200', **env, mark: self.mark})
 
-    def wait(self, p, timeout=120):
+    def wait(self, p, timeout=300):
         "What became of a started command"
         return Done(*(lambda out, err: (p.returncode, out, err))(*p.communicate(timeout=timeout)))
 
-    def cli(self, *args, timeout=120, **env):
+    def cli(self, *args, timeout=300, **env):
         "Do `mlops-nb ARGS`"
         return self.wait(self.start(*args, **env), timeout)
+
+    def inside(self, *args, **env):
+        "Do `mlops-nb ARGS` in this process, which has its libraries already"
+        from mlops_nb.cli import main
+        out, err, code = StringIO(), StringIO(), 0
+        with chdir(self.root), redirect_stdout(out), redirect_stderr(err), patch.object(sys, 'argv', ['mlops-nb', *args]), patch.dict(os.environ, {'COLUMNS': '200', **env, mark: self.mark}):
+            try: main()
+            except SystemExit as e: code = e.code or 0
+        return Done(code, out.getvalue(), err.getvalue())
 
     def run(self, *args, **kwargs):
         "Run the pipeline, with --json"
@@ -98,6 +117,12 @@ class Project:
     def ok(self, *args, **kwargs):
         "Run the pipeline, which goes well"
         done = self.run(*args, **kwargs)
+        assert done.code == 0, (done, [o["error"] for o in self.rows() if o["error"]])
+        return done
+
+    def did(self, *args):
+        "Run the pipeline in this process; it goes well"
+        done = self.inside('run', self.pipeline, '--json', *args)
         assert done.code == 0, (done, [o["error"] for o in self.rows() if o["error"]])
         return done
 
@@ -113,9 +138,9 @@ class Project:
         with self.ledger as ledger: rows = [o for r in ledger.runs(limit=100_000)[::-1] for o in ledger.stage_runs(r['id'])]
         return [o for o in rows if all(o[k] == v for k, v in where.items())]
 
-    def processes(self):
+    def processes(self, but=()):
         "The living processes of this project, zombies among them"
-        return marked(mark, self.mark)
+        return marked(mark, self.mark, but=but)
 
     def quiet(self, seconds=3):
         "Wait until no process is left; those that are left after `seconds`"

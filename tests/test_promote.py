@@ -1,12 +1,14 @@
 """Gates and promotions: a worse model is refused, two promotions at once, a kill in the middle, back again"""
-import os, subprocess, sys
+import os, secrets, subprocess, sys
 
+import pandas as pd
 import pytest
 
+pytest.importorskip('mlflow')
 from mlops_nb.promote import history, holder, package_path, workplace
 from mlops_nb.registry import answering, register_run
 from mlops_nb.report import outside_requests
-from mlflow_server import MlflowServer
+from mlflow_server import MlflowServer, plain_mlflow
 from scratch import Project, mark
 
 gates = '''#| gate Better than the naive forecast
@@ -22,15 +24,15 @@ assert quality != 13, nonsense'''
 def test_a_gate_that_refuses_ends_nothing(tmp_path, engine):
     p = Project(tmp_path/'p', settings=f'[DEFAULT]\nengine = {engine}\n')
     p.stage('01_evaluate', 'quality: int = 1\ndone: Out = "data/done.txt"', *gates, 'open(done, "w").write("to the end"); record(last=1)')
-    assert [o['ok'] for o in p.ok().json['gates']] == [True]*3
-    done = p.ok('-p', 'quality=-1')
+    assert [o['ok'] for o in p.did().json['gates']] == [True]*3
+    done = p.did('-p', 'quality=-1')
     assert done.statuses == {'01_evaluate': 'completed'} and (p.data/'done.txt').read_text() == 'to the end'
     bad, small, sane = p.rows()[-1]['gates']
     assert (bad['name'], bad['ok'], bad['text'], bad['rule'], bad['figures'], bad['cell']) == ('Better than the naive forecast', False, 'quality=-1 is no better than nothing', 'quality > 0', {'gain': -.1}, 3)
     assert small['ok'] and small['value'] == "'3 MB'" and sane['ok']
     assert p.rows()[-1]['metrics'] == {'gain': -.1, 'last': 1}
-    assert [o['ok'] for o in p.ok('-p', 'quality=13').json['gates']] == [True, True, False] and 'NameError' in p.rows()[-1]['gates'][2]['text']
-    again = p.ok('-p', 'quality=-1')
+    assert [o['ok'] for o in p.did('-p', 'quality=13').json['gates']] == [True, True, False] and 'NameError' in p.rows()[-1]['gates'][2]['text']
+    again = p.did('-p', 'quality=-1')
     assert again.statuses == {'01_evaluate': 'cached'} and again.json['gates'] == done.json['gates']
     said = p.cli('run', 'demo', '-p', 'quality=-1').text
     assert 'REFUSES  Better than the naive forecast: quality=-1' in said and 'holds  Small' in p.cli('show').text
@@ -75,16 +77,15 @@ def registered(tmp_path, settings='', gates=compare):
     here = '' if 'mlflow' in settings else 'mlflow = sqlite:///.mlops/mlflow.db\n'
     p = Project(tmp_path/'p', settings=f'[DEFAULT]\n{here}{settings}\n')
     (p.folder/'judging.py').write_text(library)
-    p.stage('01_train', 'from mlops_nb import Model\nbias: float = 0.5\nmodel: Model = "data/model"', train)
+    (p.folder/'raw.txt').write_text('numbers')
+    p.stage('01_train', 'from mlops_nb import Model\nraw: In = "raw.txt"\nbias: float = 0.5\nmodel: Model = "data/model"', train)
     p.stage('02_evaluate', 'model: In = "data/model"\nchampion: In = "models:/demo@champion"\nmost: float = 0.9\ndone: Out = "data/done.txt"', *gates, 'open(done, "w").write("done")')
     return p
 
 
-def version_of(p, bias, *more): 
-    "Run with a bias; the number of the version that came of it"
-    run = p.ok('-p', f'bias={bias}', *more).json['run']
-    [(version, _)] = register_run(workplace(p.settings)[0], run)
-    return version.number
+def versions_of(p, *biases):
+    "Run with each bias; the numbers of the versions that came of it"
+    return [o['models'][0]['version'] for o in p.did('--each', f"bias={','.join(map(str, biases))}").json['runs']]
 
 
 def champion_of(p):
@@ -100,45 +101,57 @@ def script(p, body):
     return subprocess.Popen([sys.executable, '-c', head+body], cwd=p.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, mark: p.mark})
 
 
-@pytest.fixture(params=['sqlite', 'server'])
+@pytest.fixture(scope='module')
+def server(tmp_path_factory):
+    with MlflowServer(tmp_path_factory.mktemp('mlflow')) as s: yield s
+
+
+@pytest.fixture
 def target(request, tmp_path):
-    "The setting for a registry: a file, or a server"
-    if request.param == 'sqlite':
-        yield ''
-        return
-    with MlflowServer(tmp_path/'server') as server: yield f'mlflow = {server.url}'
+    "The settings for a registry: a file, a server, or PostgreSQL, which then keeps the ledger too"
+    if request.param == 'sqlite': return ''
+    if request.param == 'server': return f"mlflow = {request.getfixturevalue('server').url}"
+    url = request.getfixturevalue('postgres_server').make(f'of_{secrets.token_hex(4)}')
+    return f'ledger = {url}\nmlflow = {url}'
 
 
+def on(*targets): return pytest.mark.parametrize('target', targets, indirect=True)
+
+
+@on('sqlite', 'server', 'postgres')
 def test_promote_refuse_roll_back_and_audit(tmp_path, target):
     p = registered(tmp_path, target)
-    one = version_of(p, .5)
-    said = p.cli('promote', 'demo', '--json')
+    do = p.inside if target else p.cli
+    one, two, three, bad = versions_of(p, .5, .1, .3, .8)
+    said = do('promote', 'demo', '--version', str(one), '--json')
     assert said.code == 0, said
     assert said.json['status'] == 'promoted' and champion_of(p) == (one, one)
-    two, three = version_of(p, .1), version_of(p, .3)
-    worse = p.cli('promote', 'demo', '--version', str(three), '--json') # better than the first
+    worse = do('promote', 'demo', '--version', str(three), '--json') # better than the first
     assert worse.json['status'] == 'promoted' and champion_of(p) == (three, three)
-    bad = version_of(p, .8)
-    refused = p.cli('promote', 'demo')
+    refused = do('promote', 'demo')
     assert refused.code == 1 and f'REFUSES  Not worse than the champion: the loss grew by' in refused.out and 'was refused; champion is version 3' in refused.out
     assert champion_of(p) == (three, three)
-    assert p.cli('promote', 'demo', '--version', str(two), '--json').json['status'] == 'promoted' and champion_of(p) == (two, two)
-    assert p.cli('promote', 'demo', '--version', str(two), '--json').json['status'] == 'unchanged'
-    assert p.cli('rollback', 'demo', '--reason', 'pagers', '--json').json['champion'] == three and champion_of(p) == (three, three)
-    assert p.cli('rollback', 'demo', '--json').json['champion'] == one
-    end = p.cli('rollback', 'demo')
+    assert do('promote', 'demo', '--version', str(two), '--json').json['status'] == 'promoted' and champion_of(p) == (two, two)
+    assert do('promote', 'demo', '--version', str(two), '--json').json['status'] == 'unchanged'
+    assert do('rollback', 'demo', '--reason', 'pagers', '--json').json['champion'] == three and champion_of(p) == (three, three)
+    assert do('rollback', 'demo', '--json').json['champion'] == one
+    end = do('rollback', 'demo')
     assert end.code == 2 and 'is the first champion' in end.err
-    assert 'override needs a reason' in p.cli('promote', 'demo', '--override').err
-    over = p.cli('promote', 'demo', '--version', str(bad), '--override', '--reason', 'the boss [says] so')
+    assert 'override needs a reason' in do('promote', 'demo', '--override').err
+    over = do('promote', 'demo', '--version', str(bad), '--override', '--reason', 'the boss [says] so')
     assert over.code == 0 and 'though the gates were overridden' in over.out and champion_of(p) == (bad, bad)
-    told = p.cli('audit', 'demo', '--json').json['history']
+    told = do('audit', 'demo', '--json').json['history']
     assert [(o['what'], o['from'], o['to']) for o in told] == [('promoted', None, one), ('promoted', one, three), ('refused', three, bad), ('promoted', three, two), ('rolled_back', two, three),
         ('rolled_back', three, one), ('promoted', one, bad)]
     assert told[2]['gates'][1]['text'].startswith('the loss grew') and told[2]['evidence_run'] and told[2]['inputs']['02_evaluate']['champion'] == told[1]['digest'] and told[4]['reason'] == 'pagers'
     assert told[6]['override'] and told[6]['reason'] == 'the boss [says] so' and all(o['who'] and o['host'] and o['time'] for o in told)
-    text = p.cli('audit', 'demo').out
+    text = do('audit', 'demo').out
     assert 'OVERRIDE: the boss [says] so' in text and 'Not worse than the champion' in text
-    assert "has no version 99" in p.cli('promote', 'demo', '--version', '99').err and "no model 'nobody'" in p.cli('promote', 'nobody').err
+    assert "has no version 99" in do('promote', 'demo', '--version', '99').err and "no model 'nobody'" in do('promote', 'nobody').err
+    assert do('models', '--json').json['models'][0]['champion'] == bad
+    said = plain_mlflow(tmp_path/'elsewhere', 'models:/demo@champion', pd.DataFrame(dict(x=[1., 2.])), p.settings.mlflow)
+    assert said == list(workplace(p.settings)[1].load('demo@champion').predict(pd.DataFrame(dict(x=[1., 2.])))) and round(said[0], 6) == 2.8
+    assert not any('hush' in (p.root/o).read_text(errors='ignore') for o in p.state.rglob('*') if o.is_file()), 'the password of a database is in no file'
     lineage = p.rows(stage='02_evaluate')[-1]['inputs']['champion']
     assert lineage['path'] == 'models:/demo@champion' and lineage['kind'] == 'source'
     assert p.quiet() == []
@@ -146,19 +159,20 @@ def test_promote_refuse_roll_back_and_audit(tmp_path, target):
 
 def test_the_gates_judge_what_the_run_has_made(tmp_path):
     p = registered(tmp_path)
-    one = version_of(p, .5)
+    one, = versions_of(p, .5)
     source = (p.folder/'01_train.ipynb').read_text()
     (p.folder/'01_train.ipynb').write_text(source.replace('2*x + bias', '2*x + 100*bias')) # what training would make today
+    (p.folder/'raw.txt').unlink() # and it couldn't
     (p.data/'done.txt').write_text('mine')
-    assert p.cli('promote', 'demo', '--json').json['status'] == 'promoted'
+    assert p.inside('promote', 'demo', '--json').json['status'] == 'promoted'
     assert (p.data/'done.txt').read_text() == 'mine' and [o['status'] for o in p.rows(stage='01_train')] == ['completed'] # neither trained nor published
     (p.folder/'02_evaluate.ipynb').write_text((p.folder/'02_evaluate.ipynb').read_text().replace('< most', '< 0.001')) # but the policy is that of today
-    p.cli('rollback', 'demo')
-    version_of(p, .2)
-    two = p.cli('promote', 'demo', '--json').json
+    (p.folder/'raw.txt').write_text('numbers')
+    versions_of(p, .2)
+    two = p.inside('promote', 'demo', '--json').json
     assert [o['ok'] for o in two['judgement']['gates']] == [False, False]
     (p.folder/'02_evaluate.ipynb').write_text((p.folder/'02_evaluate.ipynb').read_text().replace('#| gate', '# gate'))
-    none = p.cli('promote', 'demo')
+    none = p.inside('promote', 'demo')
     assert none.code == 2 and 'has no gates' in none.err and champion_of(p) == (one, one)
 
 
@@ -217,9 +231,18 @@ def test_a_champion_is_read_only_if_it_is_what_was_registered(tmp_path):
     assert (found/'about.json').read_text() == told and list((p.state/'store'/'damaged').iterdir())
 
 
-def test_of_two_at_once_one_wins(tmp_path):
-    p = registered(tmp_path)
-    first, second = version_of(p, .5), version_of(p, .4)
+@pytest.fixture(scope='module')
+def pair(tmp_path_factory):
+    "A project with two versions, the second one better; copied by those who go on with it"
+    p = registered(tmp_path_factory.mktemp('pair'))
+    assert versions_of(p, .5, .1) == [1, 2] and p.quiet(60) == []
+    return p
+
+
+@on('sqlite', 'postgres')
+def test_of_two_at_once_one_wins(tmp_path, target, pair):
+    p = registered(tmp_path, target) if target else pair.copied_to(tmp_path/'p')
+    first, second = versions_of(p, .5, .1) if target else (1, 2)
     meet = 'settle = p.settle\ndef wait(*args):\n    Path(f"at{sys.argv[0]}{os.getpid()}.here").touch()\n    while len(list(Path(".").glob("at*.here"))) < 2: time.sleep(.01)\n    return settle(*args)\np.settle = wait\n'
     both = [script(p, meet + f'print(p.promote(settings, "demo", {o}).status)') for o in (first, second)]
     said = sorted(o.communicate(timeout=120)[0].strip() for o in both)
@@ -240,16 +263,14 @@ p.settle = armed"""
 
 
 @pytest.mark.parametrize('when, then, command', [(commit, 1, 'promote'), (commit, 1, 'rollback'), ('p.bring_in_step = die', 2, 'promote'), ('p.bring_in_step = die', 2, 'rollback'), ('p.Registry.drop_alias = die', 2, 'promote')])
-def test_a_kill_in_the_middle_is_all_or_nothing(tmp_path, when, then, command):
-    p = registered(tmp_path)
-    version_of(p, .5)
-    assert p.cli('promote', 'demo').code == 0
-    version_of(p, .1)
+def test_a_kill_in_the_middle_is_all_or_nothing(tmp_path, pair, when, then, command):
+    p = pair.copied_to(tmp_path/'p')
+    assert p.inside('promote', 'demo', '--version', '1').code == 0
     dead = script(p, when + '\np.promote(settings, "demo")')
     assert dead.wait(120) == -9, dead.communicate()
     ws, registry = workplace(p.settings)
     assert holder(ws, 'demo')['version'] == then == len(history(ws, 'demo', 'promoted'))
-    said = p.cli(command, 'demo', '--json')
+    said = p.inside(command, 'demo', '--json')
     if command == 'promote': assert said.code == 0 and champion_of(p) == (2, 2) and said.json['status'] == ('promoted' if then == 1 else 'unchanged')
     else: assert champion_of(p) == (1, 1) and said.code == (2 if then == 1 else 0)
     assert len(history(ws, 'demo', 'promoted')) == (2 if command == 'promote' else then)

@@ -9,7 +9,7 @@ from mlops_nb.core import DamagedError, ModelError, StoreError
 from mlops_nb.package import load_package
 from mlops_nb.plan import Workspace
 from mlops_nb.registry import Registry, answering, needed, register_run
-from mlflow_server import MlflowServer
+from mlflow_server import MlflowServer, foreign, plain_mlflow
 from scratch import Project
 
 serve = '''
@@ -19,8 +19,18 @@ def predict(model, rows, shift): return model.predict(made(rows, shift))
 features = '''
 def made(rows, shift): return rows[["x"]]*{factor} + shift["by"].iloc[0]
 '''
+checks = '''
+import pandera.pandas as pa
+class Line(pa.DataFrameModel):
+    x: float = pa.Field(ge=0, le=100)
+    note: str = pa.Field(nullable=True)
+    y: float
+    @pa.dataframe_check(error="only small numbers have notes")
+    def noted(cls, df): return df.note.isna() | (df.x < 50)
+'''
 train = '''
 import pandas as pd
+from checks import Line
 from sklearn.linear_model import LinearRegression
 from mlops_nb import Model
 from mlops_nb.package import save_model
@@ -28,7 +38,7 @@ from features import made
 rows = pd.DataFrame(dict(x=[1., 2., 3.], note=["a", "b", None]))
 shift = pd.DataFrame(dict(by=[.5]))
 model = LinearRegression().fit(made(rows, shift), [slope*1., slope*2., slope*3.])
-save_model(package, model, "serve:predict", rows, tables=dict(shift=shift), reference=rows.assign(y=[1., 2., 3.]), outcome="y", purpose="A line.")
+save_model(package, model, "serve:predict", rows, tables=dict(shift=shift), reference=rows.assign(y=[1., 2., 3.]), outcome="y", purpose="A line.", schema=Line)
 record(slope=slope)
 '''
 evaluate = 'from pathlib import Path\nassert (Path(package)/"MLmodel").exists()\nPath(told).write_text(str(fine))\nassert fine'
@@ -39,6 +49,7 @@ def make(root, mlflow):
     "A project whose second stage trains a line, and whose third looks at it"
     p = Project(root, f'[DEFAULT]\nmlflow = {mlflow}\n')
     (p.folder/'serve.py').write_text(serve)
+    (p.folder/'checks.py').write_text(checks)
     (p.folder/'features.py').write_text(features.format(factor=1))
     p.stage('01_train', 'slope: float = 2.0\npackage: "Model" = "data/line"', train)
     p.stage('02_evaluate', 'package: In = "data/line"\nfine: bool = True\ntold: Out = "data/told.txt"', evaluate)
@@ -57,34 +68,12 @@ def server(tmp_path_factory):
     with MlflowServer(tmp_path_factory.mktemp('mlflow')) as s: yield s
 
 
-foreign = '''
-import json, sys
-class Never:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("mlops_nb","serve","features"): raise ModuleNotFoundError(f"{name} is not here")
-sys.meta_path.insert(0, Never())
-import mlflow, pandas as pd
-m = mlflow.pyfunc.load_model(sys.argv[1])
-print(json.dumps(list(m.predict(pd.DataFrame(json.loads(sys.argv[2]))))))
-'''
-
-
-def ask(folder, uri, tracking):
-    "What plain MLflow foretells in a process that has nothing of ours, and knows only where MLflow is"
-    env = {k: v for k, v in os.environ.items() if not k.startswith(('MLFLOW', 'MLOPS', 'PYTHON'))}
-    folder.mkdir(exist_ok=True)
-    done = subprocess.run([sys.executable, '-c', foreign, uri, rows.to_json(orient='records')], cwd=folder, text=True, capture_output=True, timeout=120,
-                          env=env | dict(MLFLOW_TRACKING_URI=tracking, MLFLOW_DISABLE_TELEMETRY='true'))
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def check_life(p, tracking, elsewhere):
     "A run registers, a cached one doesn't, a changed one does; each version foretells what its package does, here and elsewhere"
     first = p.ok()
     assert first.json['models'] == [dict(name='demo', version=1, new=True)]
-    assert p.ok().json['models'] == [dict(name='demo', version=1, new=False)]
-    assert p.ok('-p', 'slope=3').json['models'] == [dict(name='demo', version=2, new=True)]
+    assert p.did().json['models'] == [dict(name='demo', version=1, new=False)]
+    assert p.did('-p', 'slope=3').json['models'] == [dict(name='demo', version=2, new=True)]
     ws = Workspace(p.settings)
     r = Registry(ws)
     one, two = r.version('demo', 1), r.version('demo')
@@ -96,12 +85,13 @@ def check_life(p, tracking, elsewhere):
     with answering(p.settings): r.client.set_registered_model_alias('demo', 'champion', '1')
     mine = [list(r.load(o).predict(rows)) for o in ('demo@champion', 'demo/2')]
     assert [round(o) for o in mine[0]] == [8, 11] and [round(o) for o in mine[1]] == [12, 16]
-    assert [ask(elsewhere, o, tracking) for o in ('models:/demo@champion', 'models:/demo/2')] == mine
+    assert [plain_mlflow(elsewhere, o, rows, tracking) for o in ('models:/demo@champion', 'models:/demo/2')] == mine
+    assert r.load('demo/2').check([dict(x=-1., note=None), dict(x=60, note='a'), dict(x=4)]) == [(0, 'x', 'must be at least 0, not -1.0'), (1, '', 'fails: only small numbers have notes'), (2, 'note', 'is not there')]
     assert {one.digest, two.digest} <= needed(ws)
-    listed = p.cli('models', '--json').json['models']
+    listed = p.inside('models', '--json').json['models']
     assert [(o['name'], o['versions'], o['champion']) for o in listed] == [('demo', 2, 1)]
-    assert [o['version'] for o in p.cli('models', 'demo', '--json').json['versions']] == [2, 1] and '2013' not in p.cli('models', 'demo').err
-    assert p.cli('models', 'dem').code == 2 and "no model 'dem' is registered" in p.cli('models', 'dem').err
+    assert [o['version'] for o in p.inside('models', 'demo', '--json').json['versions']] == [2, 1] and '2013' not in p.inside('models', 'demo').err
+    assert p.inside('models', 'dem').code == 2 and "no model 'dem' is registered" in p.inside('models', 'dem').err
     return ws, r
 
 
@@ -123,9 +113,9 @@ def test_over_a_server(server, tmp_path):
 
 
 def test_two_versions_with_their_own_features(project):
-    project.ok()
+    project.did()
     (project.folder/'features.py').write_text(features.format(factor=10))
-    assert project.ok().json['models'] == [dict(name='demo', version=2, new=True)]
+    assert project.did().json['models'] == [dict(name='demo', version=2, new=True)]
     r = Registry(Workspace(project.settings))
     one, two = r.load('demo/1'), r.load('demo/2')
     assert [round(o) for p in (one, two, one) for o in p.predict(rows)] == [8, 11]*3
@@ -135,10 +125,10 @@ def test_two_versions_with_their_own_features(project):
 
 def test_nobody_answers_and_the_run_is_done_all_the_same(project):
     (project.root/'settings.ini').write_text('[DEFAULT]\nmlflow = http://ann:hunter2@127.0.0.1:9\n')
-    done = project.ok()
+    done = project.did()
     [told] = done.json['models']
     assert 'problem' in told and told['remedy'] == f"mlops-nb register {done.json['run']}" and 'hunter2' not in done.text
-    assert project.cli('register').code == 1
+    assert project.inside('register').code == 1
     (project.root/'settings.ini').write_text('[DEFAULT]\nmlflow = sqlite:///.mlops/mlflow.db\n')
     both = [project.start('register', done.json['run'], '--json') for _ in range(2)]
     found = [project.wait(o) for o in both]
@@ -158,7 +148,7 @@ def test_only_a_completed_run_and_a_real_package(project):
 def test_killed_while_registering(project, tmp_path):
     "Whenever it is killed: the next one ends with one version"
     (project.root/'settings.ini').write_text('[DEFAULT]\nmlflow = none\n')
-    run = project.ok().json['run']
+    run = project.did().json['run']
     (project.root/'settings.ini').write_text('[DEFAULT]\nmlflow = sqlite:///.mlops/mlflow.db\n')
     def looks(): return (project.state/'mlflow.db').exists()
     for i in range(4):
@@ -174,7 +164,7 @@ def test_killed_while_registering(project, tmp_path):
 
 
 def test_tampered(project):
-    project.ok()
+    project.did()
     ws = Workspace(project.settings)
     r = Registry(ws)
     v = r.version('demo')
@@ -197,10 +187,10 @@ def test_tampered(project):
 
 
 def test_what_a_version_needs_is_not_garbage(project):
-    for o in (2, 3, 4): project.ok('-p', f'slope={o}')
+    for o in (2, 3, 4): project.did('-p', f'slope={o}')
     ws = Workspace(project.settings)
     r = Registry(ws)
-    done = project.cli('gc', '--keep', '1', '--yes', '--json')
+    done = project.inside('gc', '--keep', '1', '--yes', '--json')
     assert done.code == 0, done
     assert [round(r.load(f'demo/{o}').predict(rows)[0]) for o in (1, 2, 3)] == [8, 12, 16]
     assert needed(ws) and all(ws.store.has(o.artifact) for o in r.versions('demo'))

@@ -1,11 +1,10 @@
 """No secret anywhere: a pipeline that tries hard to tell what it knows, run by every command, and then a search for the values in everything that is left"""
-import json, shutil, tempfile, threading, time
+import json, tempfile, threading
 from pathlib import Path
 
 import psutil, pytest
 
 from scratch import Project
-from test_ledger_postgres import Server, binaries
 
 # each has a part that stands nowhere else; they come from the environment, by a name of settings.ini, as passwords in addresses, and typed
 known = dict(API_TOKEN='hush-api-4711', MY_DB_PASSWORD='hush-db "4712"', NOBODY_USES='hush-unused-4713', LEDGER_PASSWORD='hush-ledger-4714', STORE_PASSWORD='hush-store-4715', MLFLOW_PASSWORD='hush-mlflow-4716',
@@ -55,10 +54,10 @@ def make(root, more):
 
 class Watch(threading.Thread):
     "Looks at the command lines of all processes of a project; a process that is just being started has that of its parent, which may have been typed here"
-    def __init__(self, project): super().__init__(); self.project,self.seen,self.typed,self.over = project,set(),set(),threading.Event()
+    def __init__(self, project): super().__init__(); self.project,self.seen,self.typed,self.over,self.others = project,set(),set(),threading.Event(),set(psutil.pids())
     def run(self):
         while not self.over.wait(.05):
-            for p in self.project.processes():
+            for p in self.project.processes(self.others): # what was there before is none of them
                 try:
                     self.seen.add((p.pid, ' '.join(p.cmdline())))
                 except psutil.Error: pass
@@ -91,35 +90,26 @@ def do_everything(p, watch, **more):
         proc = p.start(*args, **known, **more, **env)
         watch.typed.add(proc.pid)
         done = p.wait(proc)
+        return ended(done, code, args)
+    def ended(done, code, args):
         assert done.code in code if isinstance(code, tuple) else done.code == code, (args, done)
         return done
+    def asked(*args, code): return ended(p.inside(*args, **known, **more), code, args) # what starts no processes is done here
     said = [cli('run', 'demo', '-p', f'pin={typed}', code=1), cli('run', 'demo', '-p', f'pin={typed}', '--json', code=1), cli('run', 'demo', '-p', f'tell.pin={typed}', '--each', 'x=1,2', code=1),
         cli('tune', 'demo/04_try', '--metric', 'loss', '--trials', '3', '--jobs', '2', '-p', f'pin={typed}', code=(0, 1)),
         cli('plan', 'demo', '-p', f'pin={typed}', code=0), cli('plan', 'demo', '-p', f'pin={typed}', '--json', code=0)]
     for args in (['runs'], ['show'], ['logs'], ['doctor'], ['studies'], ['study', 'demo-try'], ['lineage', 'try.tried'], ['lineage', 'raw.txt']):
-        said += [cli(*args, code=(0, 1)), cli(*args, '--json', code=(0, 1))]
+        said += [asked(*args, code=(0, 1)), asked(*args, '--json', code=(0, 1))]
     ids = [o['id'] for o in said[6+1].json['runs']]
-    said += [cli(o, i, code=0) for i in ids[-2:] for o in ('show', 'logs')]
-    said += [cli('study', 'demo-try', '--report', code=(0, 2)), cli('lineage', 'raw.txt', '--svg', 'lineage.svg', '--openlineage', 'events.jsonl', code=0), cli('lineage', 'raw.txt', '--openlineage', 'http://127.0.0.1:1', code=1)]
+    said += [asked(o, i, code=0) for i in ids[-2:] for o in ('show', 'logs')]
+    said += [cli('study', 'demo-try', '--report', code=(0, 2)), asked('lineage', 'raw.txt', '--svg', 'lineage.svg', '--openlineage', 'events.jsonl', code=0), asked('lineage', 'raw.txt', '--openlineage', 'http://127.0.0.1:1', code=1)]
     said.append(cli('reproduce', ids[-1], '--stage', 'tell', '--folder', str(p.root/'again'), code=(0, 1, 2)))
-    said += [cli('diff', ids[-2], ids[-1], '--prose', code=(0, 1)), cli('gc', code=0), cli('track', code=(0, 2))]
+    said += [asked('diff', ids[-2], ids[-1], '--prose', code=(0, 1)), asked('gc', code=0), cli('track', code=(0, 2))]
     for args in (['run', 'demo'], ['doctor'], ['lineage', 'raw.txt']): said += [cli(*args, '--env', env, code=(0, 1, 2)) for env in ('wrong', 'wrongstore', 'wrongscheme')]
     said += [cli(*args, '--env', 'wrongstudies', code=(0, 1, 2)) for args in (['tune', 'demo/04_try', '--metric', 'loss', '--trials', '1'], ['studies'])]
     said += [cli('run', 'demo', '-p', f'pin={typed}', '-p', 'x=no', code=2), cli('run', 'demo', '-p', f'pin={typed}', '-p', 'no=1', code=2), cli('run', 'demo', '-p', f'pon={typed}', code=2),
         cli('run', 'demo', '--params', 'given.json', code=1)]
     return said
-
-
-@pytest.fixture(scope='module')
-def server():
-    if not binaries(): pytest.skip('PostgreSQL is not installed')
-    pytest.importorskip('psycopg', reason='psycopg is not installed: pip install "mlops_nb[postgres]"')
-    folder = tempfile.mkdtemp(prefix='pg')
-    try:
-        s = Server(folder)
-        yield s
-        s.stop()
-    finally: shutil.rmtree(folder)
 
 
 def check(p, watch, **more):
@@ -148,8 +138,9 @@ def test_files(tmp_path):
     finally: p.put_away()
 
 
-def test_databases_with_passwords(server, tmp_path):
+def test_databases_with_passwords(postgres_server, tmp_path):
     "The ledger and the studies are in PostgreSQL, each with a password in its address"
+    server = postgres_server
     for o in ('ledger', 'studies'): server.make(o)
     url = 'postgresql://me:${%s}@/%s?host=' + server.folder
     p = make(tmp_path/'project', f"ledger = {url % ('LEDGER_PASSWORD', 'ledger')}\nstudies = {(url % ('STUDIES_PASSWORD', 'studies')).replace('postgresql:', 'postgresql+psycopg:')}")
