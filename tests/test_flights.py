@@ -65,4 +65,4 @@ def test_a_worse_model_is_refused_by_name_of_the_gate(project):
     refused = project.cli('promote', 'flights', '--json', timeout=300)
     assert refused.code == 1 and refused.json['champion'] == first['version'] and refused.json['version'] == 2
     assert 'Not worse than the champion' in [o['name'] for o in refused.json['judgement']['gates'] if not o['ok']]
-    assert project.quiet() == []
+    assert project.quiet(60) == []

@@ -36,7 +36,7 @@ def test_a_gate_that_refuses_ends_nothing(tmp_path, engine):
     assert again.statuses == {'01_evaluate': 'cached'} and again.json['gates'] == done.json['gates']
     said = p.cli('run', 'demo', '-p', 'quality=-1').text
     assert 'REFUSES  Better than the naive forecast: quality=-1' in said and 'holds  Small' in p.cli('show').text
-    assert p.quiet() == []
+    assert p.quiet(60) == []
 
 
 def test_what_stands_above_a_gate_may_not_fail(tmp_path):
@@ -154,7 +154,7 @@ def test_promote_refuse_roll_back_and_audit(tmp_path, target):
     assert not any('hush' in (p.root/o).read_text(errors='ignore') for o in p.state.rglob('*') if o.is_file()), 'the password of a database is in no file'
     lineage = p.rows(stage='02_evaluate')[-1]['inputs']['champion']
     assert lineage['path'] == 'models:/demo@champion' and lineage['kind'] == 'source'
-    assert p.quiet() == []
+    assert p.quiet(60) == []
 
 
 def test_the_gates_judge_what_the_run_has_made(tmp_path):
@@ -250,7 +250,7 @@ def test_of_two_at_once_one_wins(tmp_path, target, pair):
     told = p.cli('audit', 'demo', '--json').json['history']
     assert sorted(o['what'] for o in told) == ['overtaken', 'promoted']
     winner = next(o['to'] for o in told if o['what'] == 'promoted')
-    assert champion_of(p) == (winner, winner) and p.quiet() == []
+    assert champion_of(p) == (winner, winner) and p.quiet(60) == []
 
 
 commit = """from sqlalchemy import event
@@ -274,7 +274,7 @@ def test_a_kill_in_the_middle_is_all_or_nothing(tmp_path, pair, when, then, comm
     if command == 'promote': assert said.code == 0 and champion_of(p) == (2, 2) and said.json['status'] == ('promoted' if then == 1 else 'unchanged')
     else: assert champion_of(p) == (1, 1) and said.code == (2 if then == 1 else 0)
     assert len(history(ws, 'demo', 'promoted')) == (2 if command == 'promote' else then)
-    assert p.quiet() == []
+    assert p.quiet(60) == []
 
 
 def test_a_card_tells_what_is_known(tmp_path):
@@ -290,4 +290,4 @@ def test_a_card_tells_what_is_known(tmp_path):
     assert page.count('<img') == 2 and text.count('](card_files/') == 2 and 'Nothing but doubling' in text and 'Not worse than the champion' in text
     folder = p.state/'cards'/'demo'/'1'
     assert {o.name for o in folder.iterdir()} == {'card.ipynb', 'card.html', 'card.md', 'card_files'} and len(list((folder/'card_files').iterdir())) == 2
-    assert p.quiet() == []
+    assert p.quiet(60) == []
