@@ -1,5 +1,5 @@
 """No secret anywhere: a pipeline that tries hard to tell what it knows, run by every command, and then a search for the values in everything that is left"""
-import json, tempfile, threading
+import json, os, tempfile, threading
 from pathlib import Path
 
 import psutil, pytest
@@ -67,7 +67,8 @@ class Watch(threading.Thread):
 
 def left(root):
     "{file: what of the secrets stands in it} of everything below `root`, the database's write-ahead log too, and of temporary folders"
-    files = [o for d in (root, *Path(tempfile.gettempdir()).glob('mlops-*')) for o in Path(d).rglob('*') if o.is_file() and not o.is_symlink()]
+    folders = root, *Path(tempfile.gettempdir()).glob('mlops-*') # a folder of somebody else may go while we look, which `os.walk` doesn't mind
+    files = [o for d in folders for at, _, names in os.walk(d) for n in names if (o := Path(at, n)).is_file() and not o.is_symlink()]
     def look(o):
         try: data = o.read_bytes()
         except OSError: return [] # it has gone meanwhile
