@@ -8,7 +8,7 @@ __all__ = ['app', 'Env', 'Json', 'Params', 'ParamsFile', 'Pairs', 'PipelineName'
            'tell_results', 'model_text', 'next_steps', 'duration', 'first_trials', 'tune', 'studies', 'study', 'ui',
            'track', 'plan', 'check_study', 'runs', 'show', 'logs', 'diff', 'pin_runs', 'gc', 'reproduce', 'register',
            'models', 'lineage', 'put_lineage', 'schema_infer', 'tell_promotion', 'promote', 'rollback', 'audit', 'card',
-           'findings_table', 'doctor', 'tell_error', 'main']
+           'predict', 'findings_table', 'doctor', 'tell_error', 'main']
 
 # %% ../nbs/api/21_cli.ipynb #27cabaaf
 import json, os, signal, sys
@@ -581,6 +581,30 @@ def card(
     page,text = (os.path.relpath(o) for o in model_card(settings_of(env), name))
     if as_json: return print_json(dict(model=name, page=page, markdown=text))
     print(f"The page: {page}\nAs Markdown: {text}")
+
+# %% ../nbs/api/21_cli.ipynb #f5a1b301
+@app.command()
+def predict(
+    name:Annotated[str, typer.Argument(help='a registered model, or one version of it: NAME@champion, NAME/3; alone: the champion', metavar='MODEL')],
+    input:Annotated[str, typer.Option('--input', '-i', metavar='ROWS', help='a file, a folder or a quoted pattern of files: Parquet, CSV, Arrow')],
+    output:Annotated[str, typer.Option('--output', '-o', metavar='FILE', help='the rows with predictions; its suffix says how they are written')],
+    on_failure:Annotated[str, typer.Option('--on-failure', metavar='raise|quarantine', help='what a row that the model refuses does: it ends the work, or is set aside')]='raise',
+    refused:Annotated[str, typer.Option('--refused', metavar='FILE', help='where rows are set aside; default: beside the output', show_default=False)]='',
+    keep:Annotated[str, typer.Option('--keep', metavar='all|none|COLUMNS', help='the columns that go through: a,b')]='all',
+    batch:Annotated[int, typer.Option('--batch', min=1, metavar='N', help='rows at a time')]=50_000,
+    force:Annotated[bool, typer.Option('--force', help='ask again what has been asked')]=False,
+    env:Env=None,
+    as_json:Json=False,
+):
+    "Ask a model about files of any size, as a run."
+    import shlex
+    from mlops_nb.batch import predict as predict_rows
+    from mlops_nb.show import listener
+    with listener() as show:
+        r = predict_rows(settings_of(env), name, input, output, refused, force, show, shlex.join(['mlops-nb', *sys.argv[1:]]), keep=keep, on_failure=on_failure, batch=batch)
+    if as_json: print_json(r.as_json())
+    else: tell_results([r])
+    if r.status != 'completed': raise typer.Exit(1)
 
 # %% ../nbs/api/21_cli.ipynb #4614cf3e
 def findings_table(found):
