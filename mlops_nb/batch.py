@@ -58,8 +58,17 @@ def _csv(path, names:list=None):
     missing = ['', 'NaN', 'nan', 'NULL', 'null']
     return csv.open_csv(path, read, parse, csv.ConvertOptions(column_types=dict.fromkeys(names, string()), strings_can_be_null=True, null_values=missing))
 
+def _cannot_read(path, e):
+    "The error about a file that isn't what its suffix says"
+    return StageError(f"{os.path.basename(str(path))} can't be read: {str(e).splitlines()[0]}", where=str(path), remedy="mend the file; nothing was written")
+
 def schema_of(path): # pyarrow.Schema
     "The columns of a file"
+    import pyarrow as pa
+    try: return _schema_of(path)
+    except (pa.ArrowInvalid, OSError) as e: raise _cannot_read(path, e) from e
+
+def _schema_of(path):
     import pyarrow as pa, pyarrow.parquet as pq
     kind = kind_of_file(path)
     if kind == 'parquet': return pq.read_schema(path)
@@ -90,7 +99,7 @@ def batches_of(
     try:
         for b in _raw_batches(path, size):
             for i in range(0, b.num_rows, size): yield b.slice(i, size)
-    except (pa.ArrowInvalid, OSError) as e: raise StageError(f"{os.path.basename(str(path))} can't be read: {str(e).splitlines()[0]}", where=str(path), remedy="mend the file; nothing was written") from e
+    except (pa.ArrowInvalid, OSError) as e: raise _cannot_read(path, e) from e
 
 # %% ../nbs/api/15f_batch.ipynb #e68a0d79
 class Rows:

@@ -8,7 +8,7 @@ __all__ = ['app', 'Env', 'Json', 'Params', 'ParamsFile', 'Pairs', 'PipelineName'
            'tell_results', 'model_text', 'next_steps', 'duration', 'first_trials', 'tune', 'studies', 'study', 'ui',
            'track', 'plan', 'check_study', 'runs', 'show', 'logs', 'diff', 'pin_runs', 'gc', 'reproduce', 'register',
            'models', 'lineage', 'put_lineage', 'schema_infer', 'tell_promotion', 'promote', 'rollback', 'audit', 'card',
-           'predict', 'findings_table', 'doctor', 'tell_error', 'main']
+           'predict', 'export', 'findings_table', 'doctor', 'tell_error', 'main']
 
 # %% ../nbs/api/21_cli.ipynb #27cabaaf
 import json, os, signal, sys
@@ -605,6 +605,36 @@ def predict(
     if as_json: print_json(r.as_json())
     else: tell_results([r])
     if r.status != 'completed': raise typer.Exit(1)
+
+# %% ../nbs/api/21_cli.ipynb #a3c7e915
+@app.command()
+def export(
+    name:Annotated[str, typer.Argument(help='a registered model, or one version of it: NAME@champion, NAME/3; alone: the champion', metavar='MODEL')],
+    to:Annotated[str, typer.Option('--to', metavar='docker|kserve', help='what makes use of it')],
+    output:Annotated[str, typer.Option('--output', '-o', metavar='PATH', help='docker: a folder; kserve: a file; default: named after the model', show_default=False)]='',
+    image:Annotated[str, typer.Option('--image', metavar='IMAGE', help='kserve: the image that `--to docker` describes', show_default=False)]='',
+    storage_uri:Annotated[str, typer.Option('--storage-uri', metavar='URI', help="kserve: the package in a bucket, for KServe's own runtime", show_default=False)]='',
+    token_secret:Annotated[str, typer.Option('--token-secret', metavar='NAME', help='kserve: the Secret that has the token; default: MODEL-token', show_default=False)]='',
+    min_replicas:Annotated[int, typer.Option('--min-replicas', min=0, metavar='N', help='kserve: 0 lets it sleep')]=1,
+    max_replicas:Annotated[int, typer.Option('--max-replicas', min=1, metavar='N', help='kserve')]=3,
+    scale_target:Annotated[int, typer.Option('--scale-target', min=1, metavar='N', help='kserve: of the metric, for each replica')]=8,
+    scale_metric:Annotated[str, typer.Option('--scale-metric', metavar='NAME', help='kserve: concurrency, rps, cpu or memory')]='concurrency',
+    cpu:Annotated[str, typer.Option('--cpu', metavar='AMOUNT', help='kserve')]='1',
+    memory:Annotated[str, typer.Option('--memory', metavar='AMOUNT', help='kserve')]='1Gi',
+    env:Env=None,
+    as_json:Json=False,
+):
+    "Take a version elsewhere: an image for Docker, a service for KServe."
+    from mlops_nb.export import export_docker, export_kserve
+    if to not in ('docker','kserve'): raise ParameterError(f"{to!r} is no place to export to", where='--to', remedy=did_you_mean(to, ('docker','kserve')))
+    if to == 'docker':
+        r = export_docker(settings_of(env), name, output)
+        text = f"{r['folder']} has {r['model']} version {r['version']}: {r['packages']} packages, {r['pinned']}; {r['wheel']} of what runs here.\nNext: docker build -t {r['tag']} {r['folder']}"
+    else:
+        r = export_kserve(settings_of(env), name, output, image, storage_uri, secret=token_secret, replicas=(min_replicas, max_replicas), target=scale_target, metric=scale_metric, cpu=cpu, memory=memory)
+        text = f"{r['file']} has the InferenceService {r['name']}, of {r['model']} version {r['version']}.\nNext: kubectl apply -f {r['file']}"
+    if as_json: print_json(r)
+    else: print(text)
 
 # %% ../nbs/api/21_cli.ipynb #4614cf3e
 def findings_table(found):
