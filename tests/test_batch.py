@@ -172,7 +172,7 @@ def test_who_stops_it_finds_nothing_half(project, tmp_path):
     p.send_signal(signal.SIGINT)
     done = project.wait(p)
     assert done.code == 130 and 'the same command carries on' in done.text, done
-    assert sorted(o.name for o in tmp_path.iterdir()) == ['rows.csv'] and not list(project.state.glob('tmp/*')) and not project.quiet()
+    assert sorted(o.name for o in tmp_path.iterdir()) == ['rows.csv'] and not list(project.state.glob('tmp/*')) and not project.quiet(90)
     assert [o['status'] for o in project.rows(stage='predict')[before:]] == ['stopped']
     done = project.cli(*io, timeout=400)
     assert done.code == 0 and done.json['stages'][0]['metrics']['rows'] == 400_000, done
