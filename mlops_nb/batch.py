@@ -348,9 +348,8 @@ def score(
 
 # %% ../nbs/api/15f_batch.ipynb #759510ea
 def _loaded(package):
-    "The package; the runner knows its digest, so what it names is trusted"
-    allowed = [o.strip() for o in os.environ.get('MLOPS_ALLOW_PICKLE', '').split(',')]
-    return load_package(package, trust=read_about(package)['trust'], allow_pickle=allowed)
+    "The package; the runner knows its digest, so the types that it names are trusted"
+    return load_package(package, trust=read_about(package)['trust'])
 
 def _told(bad, most:int=12)->list: 
     "The first refused rows, for people"

@@ -17,14 +17,20 @@ from mlops_nb.registry import Registry
 from mlops_nb.validate import BadData
 from scratch import Project
 
-serve = 'def predict(model, rows, shift): return model.predict(rows[["x"]]) + shift["by"].iloc[0] + rows["n"].to_numpy()\n'
+serve = '''
+import pandera.pandas as pa
+class Rows(pa.DataFrameModel):
+    x: float = pa.Field(ge=0)
+    word: str = pa.Field(isin=["a", 'ä;"b"', "b"], nullable=True)
+'''
+serve += 'def predict(model, rows, shift): return model.predict(rows[["x"]]) + shift["by"].iloc[0] + rows["n"].to_numpy()\n'
 train = '''
 import pandas as pd
 from sklearn.linear_model import LinearRegression
 from mlops_nb.package import save_model
 rows = pd.DataFrame(dict(x=[1., 2., 3.], n=[1, 2, 3], word=["a", "b", None], when=pd.to_datetime(["2020-01-01", "2020-01-02", "2020-01-03"])))
 model = LinearRegression().fit(rows[["x"]], [slope*1., slope*2., slope*3.])
-save_model(package, model, "serve:predict", rows, tables=dict(shift=pd.DataFrame(dict(by=[.5]))))
+save_model(package, model, "serve:predict", rows, schema="serve:Rows", tables=dict(shift=pd.DataFrame(dict(by=[.5]))))
 '''
 
 
@@ -106,17 +112,19 @@ def test_rows_that_are_refused_are_named_or_set_aside(project, package, tmp_path
     rows = table(200).astype(dict(x=object, n=object))
     rows.loc[[120, 150], 'x'] = 'much', None
     rows.loc[151, 'n'] = 2.5
+    rows.loc[[160, 161], ['x', 'word']] = [[-1, 'a'], [1, 'z']]
     rows.to_csv(tmp_path/'rows.csv', index=False)
     done = project.cli('predict', 'demo/1', '--input', str(tmp_path/'rows.csv'), '--output', str(tmp_path/'out'/'scored.csv'), '--batch', '100')
     assert done.code == 1 and 'rows.csv, row 120' in done.text and "x 'much' is no double" in done.text and 'row 151' in done.text, done
     assert not (tmp_path/'out').exists() or not list((tmp_path/'out').iterdir())
     to = tmp_path/'scored.csv', tmp_path/'aside.csv'
-    assert score(package, tmp_path/'rows.csv', *to, keep='id', on_failure='quarantine', batch=100) == dict(rows=197, refused_rows=3)
+    assert score(package, tmp_path/'rows.csv', *to, keep='id', on_failure='quarantine', batch=100) == dict(rows=195, refused_rows=5)
     out, aside = map(read, to)
-    good = table(200).drop([120, 150, 151])
+    good = table(200).drop([120, 150, 151, 160, 161])
     assert out.columns.tolist() == ['id', 'prediction'] and out.id.tolist() == good.id.tolist() and out.prediction.tolist() == truth(project, good)
-    assert aside.row.tolist() == [120, 150, 151] and aside.id.tolist() == ['0000120', '0000150', '0000151'] and aside.x[0] == 'much'
-    assert aside.failed.tolist() == ["x 'much' is no double", 'x is missing, and the model needs it', "n '2.5' is no long"]
+    assert aside.row.tolist() == [120, 150, 151, 160, 161] and aside.id.tolist() == ['0000120', '0000150', '0000151', '0000160', '0000161'] and aside.x[0] == 'much'
+    assert aside.failed.tolist()[:3] == ["x 'much' is no double", 'x is missing, and the model needs it', "n '2.5' is no long"]
+    assert aside.failed[3].startswith('x ') and aside.failed[4].startswith('word '), aside.failed.tolist()
     rows.assign(x='much').to_csv(tmp_path/'rows.csv', index=False)
     with pytest.raises(BadData, match='200 of 200 rows are refused'): score(package, tmp_path/'rows.csv', *to, on_failure='quarantine')
 
