@@ -82,7 +82,7 @@ def _raw_batches(path, size:int):
     import pyarrow as pa, pyarrow.parquet as pq
     kind = kind_of_file(path)
     if kind == 'parquet':
-        with pq.ParquetFile(path, buffer_size=2**20) as f: yield from f.iter_batches(size)
+        with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as f: yield from f.iter_batches(size) # what is buffered before is kept to the end
     elif kind == 'csv':
         with _csv(path, schema_of(path).names) as f: yield from f
     else:
