@@ -8,7 +8,8 @@ pytest.importorskip('mlflow')
 pytest.importorskip('fastapi')
 import yaml
 from dockerfile import Image, instructions
-from mlops_nb.export import dns_name, export_docker, inference_service, pip_lock
+from mlops_nb.core import MlopsError
+from mlops_nb.export import dns_name, export_docker, export_kserve, inference_service, pip_lock
 from mlops_nb.package import package_digest
 from scratch import Project, until
 
@@ -125,20 +126,24 @@ def schema():
 
 
 def test_an_inference_service_is_what_the_schema_says(project, schema, tmp_path):
-    for extra in (['--image', 'ghcr.io/me/demo:1', '--min-replicas', '0', '--scale-metric', 'rps', '--scale-target', '50', '--cpu', '500m'], ['--storage-uri', 's3://models/demo']):
-        done = project.cli('export', 'demo/1', '--to', 'kserve', '--output', str(tmp_path/'demo.yaml'), *extra)
-        assert done.code == 0, done
-        made = yaml.safe_load((tmp_path/'demo.yaml').read_text())
-        assert not list(schema.iter_errors(made))
-        p = made['spec']['predictor']
-        assert (p['minReplicas'], p['maxReplicas']) == ((0, 3) if 'rps' in extra else (1, 3)) and ('model' in p) == ('--storage-uri' in extra)
-        assert p['model']['protocolVersion'] == 'v2' if 'model' in p else dict(name='PROTOCOL', value='v2') in p['containers'][0]['env']
+    done = project.cli('export', 'demo/1', '--to', 'kserve', '--output', str(tmp_path/'demo.yaml'), '--image', 'ghcr.io/me/demo:1', '--min-replicas', '0', '--scale-metric', 'rps', '--scale-target', '50', '--cpu', '500m')
+    assert done.code == 0, done
+    made = yaml.safe_load((tmp_path/'demo.yaml').read_text())
+    p = made['spec']['predictor']
+    assert not list(schema.iter_errors(made)) and (p['minReplicas'], p['maxReplicas'], p['scaleMetric'], p['scaleTarget']) == (0, 3, 'rps', 50) and dict(name='PROTOCOL', value='v2') in p['containers'][0]['env']
+    export_kserve(project.settings, 'demo/1', str(tmp_path/'demo.yaml'), storage='s3://models/demo')
+    made = yaml.safe_load((tmp_path/'demo.yaml').read_text())
+    p = made['spec']['predictor']
+    assert not list(schema.iter_errors(made)) and p['model']['protocolVersion'] == 'v2' and p['model']['storageUri'] == 's3://models/demo' and 'containers' not in p
     p['scaleMetric'] = 'mood'
     p['scaleTargets'] = 1
     assert len(list(schema.iter_errors(made))) == 2, 'the schema would see a mistake'
-    for extra, said in [([], 'either an image or a storage URI'), (['--image', 'a:1', '--scale-metric', 'mood'], 'none of concurrency'), (['--image', 'a:1', '--min-replicas', '5'], 'from 5 to 3'), (['--image', 'a:1', '--memory', 'much'], 'no amount of memory')]:
-        done = project.cli('export', 'demo/1', '--to', 'kserve', *extra)
-        assert done.code == 2 and said in done.text, done
+
+
+@pytest.mark.parametrize('how,said', [(dict(), 'either an image or a storage URI'), (dict(image='a:1', metric='mood'), 'none of concurrency'), (dict(image='a:1', replicas=(5,3)), 'from 5 to 3'), (dict(image='a:1', memory='much'), 'no amount of memory'), (dict(image='A b'), 'names no image')])
+def test_what_kubernetes_would_refuse_is_refused_here(project, tmp_path, how, said):
+    with pytest.raises(MlopsError, match=said): export_kserve(project.settings, 'demo/1', str(tmp_path/'demo.yaml'), **how)
+    assert not (tmp_path/'demo.yaml').exists()
 
 
 @pytest.mark.parametrize('name', ['flights', 'Flights_v2', '2nd', '_', 'a__b', 'ä'*10, 'x'*200, '-', 'a-', 'A.B'])
