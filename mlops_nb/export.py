@@ -29,7 +29,7 @@ def dns_name(
     "The name of a model, for Kubernetes"
     plain = re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
     plain = plain if plain[:1].isalpha() else f'm-{plain}'.rstrip('-')
-    exact = re.sub(r'[_.]', '-', name.lower()) in (plain, name.lower().replace('_', '-')) and re.sub(r'[_.]', '-', name.lower()) == plain
+    exact = plain == re.sub(r'[_.]', '-', name.lower())
     return plain if exact and len(plain) <= most else f"{plain[:most-7].rstrip('-')}-{digest_bytes(name.encode())[:6]}"
 
 # %% ../nbs/api/15g_export.ipynb #58cf2f15
