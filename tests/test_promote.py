@@ -178,7 +178,7 @@ def test_the_gates_judge_what_the_run_has_made(tmp_path):
 
 def test_no_way_around_the_gates(tmp_path):
     p = registered(tmp_path)
-    assert version_of(p, .95) == 1
+    assert versions_of(p, .95) == [1]
     refused = p.cli('promote', 'demo', PYTHONOPTIMIZE='1') # Python leaves out asserts
     assert refused.code == 1 and 'REFUSES  Better than nothing: 0.902 is no better than 0.9' in refused.out
     assert p.ok('-p', 'bias=0.96', PYTHONOPTIMIZE='1').json['gates'][0]['ok'] is False
@@ -188,7 +188,7 @@ def test_no_way_around_the_gates(tmp_path):
     assert again.code == 1 and 'its alias was taken away' in again.out and champion_of(p) == (None, None)
     with answering(p.settings): strange = registry.client.create_model_version('demo', source='file:///nowhere').version
     registry.set_alias('demo', 'champion', int(strange)) # a version of somebody else
-    assert version_of(p, .5) == 4
+    assert versions_of(p, .5) == [4]
     good = p.cli('promote', 'demo', '--version', '4')
     assert good.code == 0 and "wasn't even registered by a project" in good.out and champion_of(p) == (4, 4)
     assert [(o['what'], o['to']) for o in p.cli('audit', 'demo', '--json').json['history']] == [('refused', 1), ('repaired', None), ('refused', 1), ('repaired', None), ('promoted', 4)]
@@ -219,7 +219,7 @@ def test_a_version_of_a_partial_run_is_judged_once_the_whole_run_is_known(tmp_pa
 
 def test_a_champion_is_read_only_if_it_is_what_was_registered(tmp_path):
     p = registered(tmp_path)
-    version_of(p, .5)
+    versions_of(p, .5)
     assert p.cli('promote', 'demo').code == 0
     ws, registry = workplace(p.settings)
     about = next(o for o in (p.state/'store'/'objects').rglob('about.json') if not o.parent.is_symlink())
