@@ -6,7 +6,7 @@ PIPELINE = flights
 # the extras of pyproject.toml that are locked and installed
 EXTRAS   = examples validate tune track ui models serve lab postgres proven clients dev
 # folders of nbs/ whose notebooks are run as stages, or by tests/, and not tested as lessons
-STAGES   = pipelines|benchmarks|tutorials|predict
+STAGES   = pipelines|predict|benchmarks|tutorials|predict
 
 # How it is made
 PYTHON ?= python3.11 python3.12 python3.13 python3
