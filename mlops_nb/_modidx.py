@@ -1486,6 +1486,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mlops_nb.quick.Quick.__call__': ('api/quick.html#quick.__call__', 'mlops_nb/quick.py'),
                                 'mlops_nb.quick.Quick.__init__': ('api/quick.html#quick.__init__', 'mlops_nb/quick.py'),
                                 'mlops_nb.quick._compare': ('api/quick.html#_compare', 'mlops_nb/quick.py'),
+                                'mlops_nb.quick._feed_one': ('api/quick.html#_feed_one', 'mlops_nb/quick.py'),
                                 'mlops_nb.quick.prove_quick': ('api/quick.html#prove_quick', 'mlops_nb/quick.py'),
                                 'mlops_nb.quick.with_gaps': ('api/quick.html#with_gaps', 'mlops_nb/quick.py')},
             'mlops_nb.readme': { 'mlops_nb.readme._text': ('api/readme.html#_text', 'mlops_nb/readme.py'),

@@ -49,6 +49,7 @@ def _filled(v, n:int):
     "A column of `n` rows from what somebody assigns"
     if getattr(v, 'shape', None) == (n,) and type(v).__module__ == 'numpy': return v
     import numpy as np
+    if isinstance(v, str) and n == 1: return np.array([v], object)
     v = v if isinstance(v, np.ndarray) and v.ndim else as_array(v) if np.ndim(v) else np.full(n, v, object if isinstance(v, str) or v is None else None)
     if len(v) != n: raise ValueError(f"a column of {len(v)} values for {n} rows")
     return v
@@ -73,7 +74,8 @@ def _keys(arrays)->list:
         kind = a.dtype.kind
         if kind == 'M': return a.astype('M8[us]', copy=False).view('i8').tolist()
         return [None if o != o else o for o in a.tolist()] if kind in 'fO' else a.tolist()
-    return plain(arrays[0]) if len(arrays) == 1 else list(zip(*map(plain, arrays)))
+    if len(arrays) == 1: return plain(arrays[0])
+    return [tuple([plain(o)[0] for o in arrays])] if len(arrays[0]) == 1 else list(zip(*map(plain, arrays)))
 
 # %% ../nbs/api/13w_columns.ipynb #0506d025
 class Lookup:

@@ -27,16 +27,25 @@ class InOnnx:
         self._run = onnxruntime.InferenceSession(data, how, providers=['CPUExecutionProvider'])
         self._method,self._whole,self._otherwise = told['method'], told['inputs'] == 'rows', otherwise
         self._inputs = [(o.name, object if 'string' in o.type else 'f4') for o in self._run.get_inputs()]
+        self._floats,self._texts = ([k for k,v in self._inputs if v == o] for o in ('f4', object))
         self._output = [self._run.get_outputs()[1 if self._method == 'predict_proba' else 0].name]
 
     def __getattr__(self, name): return self._ask if name == self._method else getattr(Framed(self._otherwise()), name)
 
 # %% ../nbs/api/13z_quick.ipynb #c2bd35e6
+def _feed_one(rows, names, kind)->dict:
+    "The features of a single row, in one array that is handed on in pieces"
+    import numpy as np
+    all = np.empty((len(names),1,1), kind)
+    all[:,0,0] = [rows[o][0] for o in names]
+    return dict(zip(names, all))
+
 @patch
 def _feed(self:InOnnx, rows)->dict:
     "Features as ONNX takes them"
     import numpy as np
     if self._whole: return dict(rows=np.column_stack([rows[o] for o in rows.columns]).astype('f4'))
+    if len(rows) == 1: return _feed_one(rows, self._floats, 'f4') | _feed_one(rows, self._texts, object)
     return {k: rows[k].astype(kind, copy=False).reshape(-1,1) for k,kind in self._inputs}
 
 @patch

@@ -36,7 +36,7 @@ def on_the_wall(
 )->np.ndarray: # datetime64[us]
     "What clocks in New York show"
     at, ahead = clock_changes()
-    return moments + ahead[np.searchsorted(at, moments, side='right') - 1]
+    return moments + ahead[at.searchsorted(moments, side='right') - 1]
 
 # %% ../../nbs/pipelines/flights/03_features.ipynb #38e01606
 def clock_minutes(
@@ -58,7 +58,7 @@ def near_holiday(
 )->np.ndarray: # of booleans
     "Is there a federal holiday of the US within `days` of `day`?"
     near = days_near_holidays(days)
-    return near[np.searchsorted(near, day).clip(max=len(near)-1)] == day
+    return near[np.minimum(near.searchsorted(day), len(near)-1)] == day
 
 # %% ../../nbs/pipelines/flights/03_features.ipynb #47e726b5
 def add_calendar(
