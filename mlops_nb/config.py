@@ -140,6 +140,18 @@ def _flag(root, text):
     return known[text.lower()]
 
 # %% ../nbs/api/01_config.ipynb #2cd9243f
+def _port(root, text):
+    "A port; 0 is any that is free"
+    return _whole(text, 0, 65535)
+
+def _some(root, text): 
+    "At least one"
+    return _whole(text, 1, 10**6)
+
+def _file(root, text):
+    "A file, or none"
+    return _place(root, text) if text else ''
+
 def _names(root, text):
     "Names, with commas between"
     found = tuple(dict.fromkeys(o.strip() for o in text.split(',') if o.strip()))
@@ -158,7 +170,17 @@ known_keys = dict(
     keep_inputs = ('100',                    _megabytes, 'inputs from outside are kept in the store too if they are no larger, MB; 0: never'),
     upload_artifacts = ('false',             _flag,  'are executed notebooks and their plots sent to MLflow too? Else it has their places'),
     cards   = ('true',                       _flag,  'is a card made of each new version of a model?'),
-    allow_pickle = ('${MLOPS_ALLOW_PICKLE:-}', _names, 'models that may be pickles, which run code when they are loaded: names, with commas between'))
+    allow_pickle = ('${MLOPS_ALLOW_PICKLE:-}', _names, 'models that may be pickles, which run code when they are loaded: names, with commas between'),
+    serve_host    = ('127.0.0.1',            _text,  'address that models are served at; others than this machine reach it only if one is named, and a token too'),
+    serve_port    = ('8000',                 _port,  'port that models are served at; by default the next free one'),
+    serve_workers = ('1',                    _some,  'processes that serve a model; each uses one processor'),
+    serve_queue   = ('256',                  _some,  'requests that a worker takes on at once; more are told to come again'),
+    serve_timeout = ('30',                   _some,  'how long a request may take, seconds'),
+    serve_body    = ('32',                   _some,  'how large the body of a request may be, MB'),
+    serve_cert    = ('',                     _file,  'certificate for https, a PEM file'),
+    serve_key     = ('',                     _file,  'its private key, a PEM file; default: it is in the file of the certificate'),
+    predictions   = ('.mlops/predictions',   _tracking, 'log of what was foretold: a folder, or none'),
+    private       = ('',                     _names, 'fields of requests that are written nowhere, as a, b'))
 
 # %% ../nbs/api/01_config.ipynb #9fc7d9f1
 def _check_section(name):
@@ -274,6 +296,16 @@ class Settings:
     keep_inputs:int # inputs from outside that are no larger are kept in the store too, MB
     cards:bool # is a card made of each new version of a model?
     allow_pickle:tuple # names of models that may be pickles
+    serve_host:str # address that models are served at
+    serve_port:int
+    serve_workers:int # processes
+    serve_queue:int # requests that a worker takes on at once
+    serve_timeout:int # seconds that a request may take
+    serve_body:int # how large it may be, MB
+    serve_cert:str # PEM file, or ''
+    serve_key:str # PEM file, or ''
+    predictions:str # folder of the log, or none
+    private:tuple # fields that are written nowhere
     secrets:Secrets # names only; a value is read when used
     nbs:Path # folder of the notebooks
     lib:str # name of the library they export to, or None
@@ -314,7 +346,7 @@ def trigger_settings(
     return {k: expand(v, f'settings.ini, [trigger:{name}] {k}') for k,v in settings.triggers[name].items()}
 
 # %% ../nbs/api/01_config.ipynb #94be03f5
-ambient = 'OPENLINEAGE_API_KEY','MLFLOW_TRACKING_PASSWORD','MLFLOW_TRACKING_TOKEN','AWS_SECRET_ACCESS_KEY','AWS_SESSION_TOKEN','PGPASSWORD'
+ambient = 'MLOPS_TOKEN','OPENLINEAGE_API_KEY','MLFLOW_TRACKING_PASSWORD','MLFLOW_TRACKING_TOKEN','AWS_SECRET_ACCESS_KEY','AWS_SESSION_TOKEN','PGPASSWORD'
 def _filled(text:str)->str:
     "`text` with those of its variables that there are"
     return _var.sub(lambda m: os.environ.get(m[1]) or m[2] or '', text)

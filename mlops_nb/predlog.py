@@ -345,7 +345,8 @@ def log_folder(
     name:str, # of a model
 )->Path:
     "Where the predictions of a model are written down"
-    return Path(ws.settings.state)/'predictions'/name
+    if ws.settings.predictions == 'none': raise ParameterError("predictions are not logged here: predictions = none", where='settings.ini', remedy="say where, or leave predictions out")
+    return Path(ws.settings.predictions)/name
 
 def read_log(
     ws, # `Workspace`
