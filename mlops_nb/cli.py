@@ -8,7 +8,7 @@ __all__ = ['app', 'Env', 'Json', 'Params', 'ParamsFile', 'Pairs', 'PipelineName'
            'tell_results', 'model_text', 'next_steps', 'duration', 'first_trials', 'tune', 'studies', 'study', 'ui',
            'track', 'plan', 'check_study', 'runs', 'show', 'logs', 'diff', 'pin_runs', 'gc', 'reproduce', 'register',
            'models', 'lineage', 'put_lineage', 'schema_infer', 'tell_promotion', 'promote', 'rollback', 'audit', 'card',
-           'predict', 'export', 'findings_table', 'doctor', 'tell_error', 'main']
+           'serve', 'predict', 'export', 'findings_table', 'doctor', 'tell_error', 'main']
 
 # %% ../nbs/api/21_cli.ipynb #27cabaaf
 import json, os, signal, sys
@@ -581,6 +581,27 @@ def card(
     page,text = (os.path.relpath(o) for o in model_card(settings_of(env), name))
     if as_json: return print_json(dict(model=name, page=page, markdown=text))
     print(f"The page: {page}\nAs Markdown: {text}")
+
+# %% ../nbs/api/21_cli.ipynb #93d2eb26
+@app.command()
+def serve(
+    name:Annotated[str, typer.Argument(help='a registered model; its champion answers. Or one version of it: NAME@challenger, NAME/3', metavar='MODEL', show_default=False)]='',
+    host:Annotated[Optional[str], typer.Option(help='address to listen on; others than this machine can reach it only if you name one, and MLOPS_TOKEN', metavar='ADDRESS', show_default=False)]=None,
+    port:Annotated[Optional[int], typer.Option(min=0, max=65535, help='port to listen on; default: 8000, or the next free one', show_default=False)]=None,
+    workers:Annotated[Optional[int], typer.Option('--workers', '-w', min=1, max=256, help='processes that answer; default: 1', show_default=False)]=None,
+    shadow:Annotated[str, typer.Option(metavar='VERSION', help='an alias or number: it is asked too, and both answers are logged', show_default=False)]='',
+    canary:Annotated[str, typer.Option(metavar='VERSION=SHARE', help='challenger=10%: it answers this share, always the same keys', show_default=False)]='',
+    rollback_on:Annotated[str, typer.Option('--rollback-on', metavar='RULE', help='"error_rate>1%" [over 5m]: then the champion before it takes over', show_default=False)]='',
+    package:Annotated[Optional[str], typer.Option(metavar='FOLDER', help='a model package, instead of a registered model', show_default=False)]=None,
+    access_log:Annotated[bool, typer.Option('--access-log/--no-access-log', help='a line of JSON on standard output for each request')]=True,
+    env:Env=None,
+):
+    "Serve a model: HTTP with JSON, or the Open Inference Protocol."
+    from mlops_nb.config import load_settings
+    from mlops_nb.serve import serve as serve_model
+    settings = load_settings('.', env) if package else settings_of(env)
+    serve_model(settings, name, host, port, workers, shadow, canary, rollback_on, package or '', access_log)
+
 
 # %% ../nbs/api/21_cli.ipynb #f5a1b301
 @app.command()
