@@ -128,7 +128,9 @@ class Worker:
         "Load what is wanted, as long as that changes"
         while self.wanted:
             wanted,self.wanted = self.wanted,None
-            await asyncio.to_thread(self.deployment.load, wanted)
+            gc.disable() # or it would look through all that is being loaded, again and again, while others wait
+            try: await asyncio.to_thread(self.deployment.load, wanted)
+            finally: gc.enable()
             self.tell('settled', digest=wanted.current.digest, done=self.deployment.current.pick == wanted.current)
         self.loading = None
 
