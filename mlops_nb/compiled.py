@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['expression_of', 'constant', 'Test', 'asked', 'typed', 'test_of', 'Symbol', 'Clock', 'SymbolTable', 'written',
-           'Across', 'mixed', 'in_zone', 'Contract', 'row', 'frame', 'broken']
+           'Across', 'mixed', 'in_zone', 'Contract', 'row', 'frame', 'broken', 'column', 'read', 'wrong', 'figures_of',
+           'told']
 
 # %% ../nbs/api/12e_compiled.ipynb #b2edd196
-import re
+import json, re
 from datetime import datetime, timezone
 from functools import partial
+from .value import absent, array_of, brief, plain, plainly, reason, value_of, values_of
 
 # %% ../nbs/api/12e_compiled.ipynb #2c7b4c7e
 _plainly = 'v.isascii() and v.isprintable() and '
@@ -231,21 +233,25 @@ def in_zone(v, zone):
 class Contract:
     "A schema, compiled for the columns of a signature"
     def __init__(self, 
-        schema, # a DataFrameModel or a DataFrameSchema
+        schema, # a DataFrameModel or a DataFrameSchema; None: only the signature is to be kept
         columns:list, # of {name, type, required}
         example=None, # DataFrame of such rows
     ):
-        from mlops_nb.rules import as_schema, columns_of, pd
         self.kinds = {o['name']: o['type'] for o in columns}
-        self.schema,_ = as_schema(schema)
-        of = columns_of(pd.DataFrame(columns=list(self.kinds)), self.schema)
-        self.parts = {k: o for k,o in of.items() if k in self.kinds}
+        self.schema,self.parts = _parts(schema, self.kinds) if schema is not None else (None, {})
         self.nullable = {k: o.nullable or o.default is not None for k,o in self.parts.items()}
+        self.optional = {o['name'] for o in columns if not o['required'] and self.nullable.get(o['name'], True)}
         self.private = {k for k,o in self.parts.items() if _said(o).get('private')}
         self.zones = {k: _zone(o.dtype.tz) for k,o in self.parts.items() if getattr(o.dtype, 'tz', None) is not None}
         self.tests,self.across = {k: [] for k in self.kinds}, []
         self._tests()
-        self._rules(example)
+        if self.schema is not None: self._rules(example)
+
+def _parts(schema, names)->tuple: # (DataFrameSchema, {column: its part})
+    "What a schema says of some columns"
+    from mlops_nb.rules import as_schema, columns_of, pd
+    full,_ = as_schema(schema)
+    return full, {k: o for k,o in columns_of(pd.DataFrame(columns=list(names)), full).items() if k in names}
 
 def _said(part)->dict: 
     "What `expect` said of a column"
@@ -264,6 +270,7 @@ def _whole(kind, part)->list:
 
 def _tests(self):
     "The tests of values, and the checks of columns that none can be made of"
+    if not self.parts: return
     from mlops_nb.rules import check_test, in_words
     number = 0
     for k,part in self.parts.items():
@@ -285,24 +292,15 @@ def _bad(test):
         except Exception: return np.ones(len(df), bool)
     return bad
 
-def _missing_column(test, df)->bool:
-    "Does a rule read a column that requests don't have?"
-    try: test(df)
-    except (KeyError, AttributeError): return True
-    except Exception: pass
-    return False
-
 def _rules(self, example):
     "The rules across columns that requests can be held to"
-    from mlops_nb.rules import in_words, pd, table_test
+    from mlops_nb.rules import in_words, pd, standing, table_test
     few = mixed(example) if example is not None and len(example) else pd.DataFrame(columns=list(self.kinds))
-    df = self.frame(few)
+    df = self.frame(few, len(few))
     rows = [self.row(o) for o in zip(*(_plain(few[k]) for k in self.kinds))]
-    for o in self.schema.checks:
+    for o in standing(self.schema, self.parts):
         if o.raise_warning: continue
-        test = table_test(o)
-        if _missing_column(test, df): continue
-        rule = Across(in_words(o), '', _bad(test))
+        rule = Across(in_words(o), '', _bad(table_test(o)))
         if rows and not o.element_wise: rule.write(partial(o._check_fn, **o._check_kwargs), rows, rule.test(df), list(self.kinds), self.zones)
         self.across.append(rule)
 Contract._rules = _rules
@@ -323,10 +321,11 @@ Contract.row = row
 # %% ../nbs/api/12e_compiled.ipynb #cc6a6efe
 def frame(self, 
     rows, # columns by name
+    n:int, # how many rows
 ): # DataFrame
     "Rows as the contract wants them"
     from mlops_nb.rules import pd
-    df = pd.DataFrame({k: rows[k] for k in self.kinds}, index=range(len(rows)))
+    df = pd.DataFrame({k: rows[k] for k in self.kinds}, index=range(n))
     return df.assign(**{k: typed(df[k], o.dtype) for k,o in self.parts.items()})
 
 def _written(self, rows)->list|None: # as `broken`; None where that can't be said
@@ -342,11 +341,98 @@ def _written(self, rows)->list|None: # as `broken`; None where that can't be sai
 
 def broken(self, 
     rows, # columns by name, whose values are all good
+    n:int, # how many rows
 )->list: # of (row, column or '', what was asked)
     "Which rows break rules across columns"
     if not self.across: return []
-    if len(rows) <= 200 and all(o.text for o in self.across) and (found := self._written(rows)) is not None: return found
-    df = self.frame(rows)
+    if n <= 200 and all(o.text for o in self.across) and (found := self._written(rows)) is not None: return found
+    df = self.frame(rows, n)
     return [(int(i), o.column, o.words) for o in self.across for i in o.test(df).nonzero()[0]]
 Contract._written = _written
 Contract.frame,Contract.broken = frame,broken
+
+# %% ../nbs/api/12e_compiled.ipynb #95a4668b
+def _typed_values(self, name:str, values:list, tell, whole:bool)->list:
+    "The values of a column, None for those that aren't good"
+    kind,optional,good = self.kinds[name], name in self.optional, []
+    if plainly(values, kind): return values
+    for i,v in enumerate(values):
+        try: good.append(None if v is None or v is absent else value_of(v, kind))
+        except ValueError as e:
+            tell(i, name, str(e).partition(', not ')[0] if name in self.private else str(e))
+            good.append(None)
+        else:
+            if v is absent and (whole or not optional): tell(i, name, 'is missing')
+            elif good[-1] is None and not optional: tell(i, name, "is null, and the model needs it")
+    return good
+
+def column(self, 
+    name:str, 
+    values:list, # None where missing, `absent` where not even that was said
+    tell, # function(row, field, reason)
+    whole:bool=False, # must every field be there, as in a table?
+)->list:
+    "The values of a column as the signature wants them, held to the contract"
+    good = self._typed_values(name, values, tell, whole)
+    there = list(dict.fromkeys(o for o in good if o is not None)) if self.tests[name] else ()
+    for t in self.tests[name] if there else ():
+        bad = {v for v,o in zip(there, t.good(there)) if not o}
+        for i,v in enumerate(good if bad else ()):
+            if v in bad: tell(i, name, reason(t.words, v, name in self.private))
+    return good
+Contract._typed_values,Contract.column = _typed_values,column
+
+# %% ../nbs/api/12e_compiled.ipynb #4461786a
+def read(self, 
+    values:dict, # {column: list}
+    n:int, # rows
+    tell, # function(row, field, reason), called for whatever is wrong; field '' is several
+    whole:bool=False, # must every field be there, as in a table?
+)->dict|None: # {column: array}, if nothing is wrong
+    "Rows as the model takes them, or what is wrong with them"
+    wrong = set()
+    def note(row, *o):
+        wrong.add(row)
+        tell(row, *o)
+    of = {k: self.column(k, values[k], note, whole) for k in self.kinds}
+    fine = [i for i in range(n) if i not in wrong] if wrong else range(n)
+    if wrong: of = {k: [v[i] for i in fine] for k,v in of.items()}
+    of = {k: array_of(v, self.kinds[k]) for k,v in of.items()}
+    for i,k,words in self.broken(of, len(fine)) if fine else ():
+        note(fine[i], k, reason(words, plain(of[k][i]), k in self.private) if k else f'the contract says: {words}')
+    return None if wrong else of
+Contract.read = read
+
+# %% ../nbs/api/12e_compiled.ipynb #440c39ec
+def wrong(self, 
+    rows, # list of {column: value}, or a DataFrame; other columns don't matter
+)->list: # of (row: 0, 1, …; field, '' for several; reason); [] if all are fine
+    "What is wrong with rows"
+    n,found = len(rows), []
+    if hasattr(rows, 'columns'): at,values = range(n), {k: values_of(rows[k]) if k in rows else [absent]*n for k in self.kinds}
+    else:
+        at = [i for i,o in enumerate(rows) if isinstance(o, dict)]
+        values = {k: [plain(rows[i].get(k, absent)) for i in at] for k in self.kinds}
+        found = [(i, '', f'must be fields and values, not {brief(o)}') for i,o in enumerate(rows) if not isinstance(o, dict)]
+    self.read(values, len(at), lambda i,*o: found.append((at[i], *o)), whole=True)
+    return sorted(found, key=lambda o: o[0])
+Contract.wrong = wrong
+
+# %% ../nbs/api/12e_compiled.ipynb #fb95c392
+def figures_of(
+    check, # of pandera's
+)->dict|None: # None: they can't be told
+    "A check's figures, as JSON holds them"
+    if not expression_of(check): return None
+    def said(v): return getattr(v, 'pattern', None) or (sorted(map(said, v), key=str) if isinstance(v, (set,frozenset)) else list(map(said, v)) if isinstance(v, (list,tuple)) else v.isoformat() if hasattr(v, 'isoformat') else v.item() if hasattr(v, 'item') else v)
+    found = {k: said(v) for k,v in (check.statistics or {}).items()}
+    try: return found if json.loads(json.dumps(found)) == found else None
+    except (TypeError, ValueError): return None
+
+def told(self)->dict: # {columns: {name: {type, missing, private, checks: [[name, figures, words]]}}, across: [words]}
+    "What the contract says, as data"
+    from mlops_nb.rules import in_words
+    def checks(part): return [(figures_of(o), o) for o in part.checks if not o.raise_warning]
+    of = {k: dict(type=str(o.dtype or ''), missing=self.nullable[k], private=k in self.private, checks=[['' if f is None else c.name, f or {}, in_words(c)] for f,c in checks(o)]) for k,o in self.parts.items()}
+    return dict(columns=of, across=[o.words for o in self.across if not o.column])
+Contract.told = told

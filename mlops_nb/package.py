@@ -16,13 +16,13 @@ from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 from . import loader
 from .code import CodeIndex, _passed_sources, reach
+from .compiled import Contract
 from .config import load_settings
 from .content import DigestCache
 from .core import ConfigError, DamagedError, ModelError, atomic_copy, did_you_mean, digest_file, short
 from .origin import is_tool
 from .parity import in_onnx
 from .quick import prove_quick
-from .rowwise import RowCheck, functions_of, row_rules
 
 _counts_as_file = True # a stage that uses this module depends on its text, not on whatever it might look at
 
@@ -290,26 +290,26 @@ def schema_of(
 def make_contract(
     schema, # an exported class, or 'module:name'; None: there is none
     columns:list, # of the signature
-)->dict|None: # {schema: its name, columns: {name: what its values must be}, across: rules of several, in words}
+    example, # DataFrame
+)->tuple: # (Contract, None); or with {schema: its name, columns: {name: what its values must be}, across: rules of several, in words}
     "What a schema says of rows with these columns"
-    if schema is None: return None
-    spec,names = spec_of(schema, 'schema'), [o['name'] for o in columns]
-    said = row_rules(schema_of(dict(schema=spec)), names)
-    if not said['columns']: raise ModelError(f"the schema {spec} says nothing of {', '.join(names[:5])}", where='schema', remedy="give the schema of the rows that the model takes")
-    return dict(schema=spec) | said
+    if schema is None: return Contract(None, columns), None
+    spec = spec_of(schema, 'schema')
+    made = Contract(schema_of(dict(schema=spec)), columns, example)
+    if not made.parts: raise ModelError(f"the schema {spec} says nothing of {', '.join(list(made.kinds)[:5])}", where='schema', remedy="give the schema of the rows that the model takes")
+    return made, dict(schema=spec) | made.told()
 
 # %% ../nbs/api/14_package.ipynb #e1a1c97b
 def keep_contract(
-    contract:dict,
-    columns:list, # of the signature
+    contract:Contract,
+    spec:str, # its schema's name
     **tables, # {name: DataFrame}
 ):
     "Complain of rows that break the contract"
-    checker = RowCheck(columns, contract, lambda: functions_of(schema_of(contract), [o['name'] for o in columns]))
     for k,rows in tables.items():
-        if not (bad := checker(rows)): continue
+        if not (bad := contract.wrong(rows)): continue
         row,field,why = bad[0]
-        raise ModelError(f"{len({o[0] for o in bad}):,} of {len(rows):,} rows break the contract {contract['schema']}, e.g. row {row}: {field} {why}".replace('  ', ' '), where=k, remedy="train on rows that keep it, or mend the schema")
+        raise ModelError(f"{len({o[0] for o in bad}):,} of {len(rows):,} rows break the contract {spec}, e.g. row {row}: {field} {why}".replace('  ', ' '), where=k, remedy="train on rows that keep it, or mend the schema")
 
 # %% ../nbs/api/14_package.ipynb #19094d21
 def check_first(path, example):
@@ -345,8 +345,8 @@ def save_model(
     ask = loader.find_object(spec)
     said = ask(model, example, **tables)
     real = example if reference is None else fit_rows(columns, reference, 'reference')
-    contract = make_contract(schema, columns)
-    if contract: keep_contract(contract, columns, example=example, reference=real)
+    made,contract = make_contract(schema, columns, example)
+    if contract: keep_contract(made, contract['schema'], example=example, reference=real)
     if reference is not None: reference = _with_predictions(reference.assign(**real), ask(model, real, **tables))
     about = dict(format=loader.format, name=name, predict=spec, columns=columns, output=output_of(said, len(example)), tables=sorted(tables), trust=sorted(trust),
         purpose=inspect.cleandoc(purpose), limits=inspect.cleandoc(limits), facts=facts or {}, python=platform.python_version(),
@@ -405,16 +405,15 @@ class Package:
         import pandas as pd
         return pd.read_parquet(self.path/'reference.parquet') if self.about['reference'] else None
     @cached_property
-    def contract(self)->RowCheck:
+    def contract(self)->Contract:
         "What rows must be like"
         said = self.about.get('contract')
-        def functions(): return functions_of(schema_of(said, loader.isolate(self.path, self.about)), self.names)
-        return RowCheck(self.about['columns'], said, functions)
+        return Contract(schema_of(said, loader.isolate(self.path, self.about)) if said else None, self.about['columns'], self.example)
     def check(self, 
         rows, # list of {column: value}, or DataFrame
     )->list: # of (row: 0, 1, …; field, '' for several; reason); [] if all are fine
         "What is wrong with rows"
-        return self.contract(rows)
+        return self.contract.wrong(rows)
 
     def predict(self, 
         rows, # DataFrame, or a list of {column: value}

@@ -86,7 +86,7 @@ def check_life(p, tracking, elsewhere):
     mine = [list(r.load(o).predict(rows)) for o in ('demo@champion', 'demo/2')]
     assert [round(o) for o in mine[0]] == [8, 11] and [round(o) for o in mine[1]] == [12, 16]
     assert [plain_mlflow(elsewhere, o, rows, tracking) for o in ('models:/demo@champion', 'models:/demo/2')] == mine
-    assert r.load('demo/2').check([dict(x=-1., note=None), dict(x=60, note='a'), dict(x=4)]) == [(0, 'x', 'must be at least 0, not -1.0'), (1, '', 'fails: only small numbers have notes'), (2, 'note', 'is not there')]
+    assert r.load('demo/2').check([dict(x=-1., note=None), dict(x=60, note='a'), dict(x=4)]) == [(0, 'x', 'must be at least 0, not -1.0'), (1, '', 'the contract says: only small numbers have notes'), (2, 'note', 'is missing')]
     assert {one.digest, two.digest} <= needed(ws)
     listed = p.inside('models', '--json').json['models']
     assert [(o['name'], o['versions'], o['champion']) for o in listed] == [('demo', 2, 1)]

@@ -1,4 +1,4 @@
-"""A request is answered just when the package's own `fit_rows` and pandera itself accept its rows, and then with the same rows"""
+"""A request is answered, and a check finds no fault, just when the package's own `fit_rows` and pandera itself accept the rows; and they become the same rows"""
 import json
 from datetime import datetime, timezone
 
@@ -146,6 +146,17 @@ def test_one_row(kind, row):
 @given(rows=st.lists(a_row(), min_size=1, max_size=4))
 def test_rows(kind, rows):
     assert_as_truth(lambda: readers[kind].json(as_json(rows)), rows, truths[kind])
+
+
+@pytest.mark.parametrize('kind', ['functions', 'written', 'none'])
+@quick
+@given(rows=st.lists(a_row().map(lambda o: dict.fromkeys(optional) | o), min_size=1, max_size=4))
+def test_a_check_finds_fault_just_where_a_request_is_refused(kind, rows):
+    "`package.check` asks the same contract: of rows as Python has them, and of a table"
+    wrong,df = readers[kind].contract.wrong(rows), truth(rows, truths[kind])
+    assert bool(wrong) is (df is None), wrong
+    assert all(0 <= i < len(rows) and why for i, _, why in wrong)
+    if df is not None: assert readers[kind].contract.wrong(df) == []
 
 
 @quick
