@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['format', 'about_name', 'ignored', 'trusted', 'PackageProblem', 'listing', 'read_about', 'check_files', 'isolate',
-           'find_object', 'own_names', 'skops_bytes', 'untrusted', 'load_skops', 'load_pickle', 'Loaded', 'load']
+           'find_object', 'own_names', 'skops_bytes', 'untrusted', 'load_skops', 'load_pickle', 'fault_of', 'no_answer',
+           'Loaded', 'load']
 
 # %% ../nbs/api/13y_loader.ipynb #4ef6b0c2
 import ast, copy, hashlib, importlib.abc, importlib.util, io, json, os, re, sys, zipfile
@@ -177,6 +178,30 @@ def load_pickle(path, name:str, allowed):
     import pickle
     return pickle.loads(Path(path).read_bytes())
 
+# %% ../nbs/api/13y_loader.ipynb #b5b29274
+def fault_of(
+    columns:list, # signature: {name, type, required}
+    rows, # DataFrame
+)->str: # '': none
+    "Why a model can't be asked about these rows"
+    for o in columns:
+        name = o['name']
+        if name not in rows: return f"the rows have no column {name}"
+        n = int(rows[name].isna().sum()) if o['required'] else 0
+        if n: return f"{n} of {len(rows)} rows have no {name}, which the model needs"
+        n = int(rows[name].isin([float('inf'), -float('inf')]).sum()) if rows[name].dtype.kind == 'f' else 0
+        if n: return f"{n} of {len(rows)} rows have an infinite {name}"
+    return ''
+
+_empty = dict(boolean='bool', integer='i4', long='i8', float='f4', double='f8', datetime='M8[us]')
+def no_answer(
+    output:list, # signature: one without a name, or several
+): # array, or DataFrame
+    "What a model says of no rows"
+    import numpy as np, pandas as pd
+    of = {o['name']: np.empty(0, _empty.get(o['type'], object)) for o in output}
+    return of[''] if list(of) == [''] else pd.DataFrame(of)
+
 # %% ../nbs/api/13y_loader.ipynb #d325c818
 class Loaded:
     "A model with its feature code and its tables"
@@ -197,7 +222,9 @@ class Loaded:
         return self._tables[name]
 
     def predict(self, model_input, params=None, tables=None):
-        "What the model says of each row; `tables` replace those of the package"
+        "What the model says of each row; `tables` replace those of the package; ValueError if it can't be asked"
+        if why := fault_of(self.about['columns'], model_input): raise ValueError(why)
+        if not len(model_input): return no_answer(self.about['output'])
         given = {k: (tables or {})[k] if k in (tables or {}) else self.table(k) for k in self.about['tables']}
         return self.function(self.model, model_input, **given)
 

@@ -23,6 +23,7 @@ from .core import ConfigError, DamagedError, ModelError, atomic_copy, did_you_me
 from .origin import is_tool
 from .parity import in_onnx
 from .quick import prove_quick
+from .value import largest, plain
 
 _counts_as_file = True # a stage that uses this module depends on its text, not on whatever it might look at
 
@@ -74,12 +75,18 @@ def _cast(col, kind:str):
     import pandas as pd
     now = kind_of(col)
     if kind == 'datetime':
-        if now in ('datetime','string') or getattr(col.dtype, 'tz', None): return pd.to_datetime(col, utc=True).dt.tz_localize(None)
+        if now in ('datetime','string') or getattr(col.dtype, 'tz', None): return pd.to_datetime(col, utc=True, format='ISO8601' if now == 'string' else None).dt.tz_localize(None)
     elif kind == now or kind == 'double' and now in ('integer','long','float') or kind == 'long' and now == 'integer': return col.astype('float64') if kind == 'double' else col
     elif col.isna().all(): return col.astype('object' if kind == 'string' else 'float64')
-    elif kind in ('integer','long') and now in ('double','integer','long') and (col.dropna() % 1 == 0).all(): return col if col.isna().any() else col.astype('int64')
-    elif kind == 'float' and now in ('double','integer','long'): return col.astype('float32')
-    raise ValueError(f'{now or col.dtype}, e.g. {next(iter(col.dropna()), None)!r}')
+    elif kind in ('integer','long') and now in ('double','float','integer','long'):
+        bad = ~((col % 1 == 0) & (col >= -2.**63) & (col < 2.**63)) & col.notna()
+        if not bad.any(): return col if col.isna().any() else col.astype('int64')
+        col = col[bad]
+    elif kind == 'float' and now in ('double','integer','long'):
+        bad = col.abs() > largest['float']
+        if not bad.any(): return col.astype('float32')
+        col = col[bad]
+    raise ValueError(f'{now or col.dtype}, e.g. {plain(next(iter(col.dropna()), None))!r}')
 
 # %% ../nbs/api/14_package.ipynb #17c57f99
 def fit_rows(
@@ -89,18 +96,22 @@ def fit_rows(
 ): # DataFrame with just these columns
     "Rows in the form that a signature says"
     import pandas as pd
-    try: rows,made = pd.DataFrame(rows),{}
+    names = [o['name'] for o in columns]
+    try: rows,made = pd.DataFrame(rows, columns=names if isinstance(rows, list) and not rows else None),{}
     except (ValueError, TypeError) as e: raise ModelError(f"these are no rows: {e}", where=where, remedy="give a DataFrame, or a list of {column: value}") from e
     if len(twice := rows.columns[rows.columns.duplicated()]): raise ModelError(f"the rows have two columns {twice[0]}", where=where, remedy="give each column a name of its own")
+    if why := loader.fault_of(columns, rows): raise ModelError(why, where=where, remedy=_remedy(rows, names))
     for o in columns:
-        name = o['name']
-        if name not in rows: raise ModelError(f"the rows have no column {name}", where=where, remedy=did_you_mean(name, others) if (others := set(map(str, rows.columns)) - {c['name'] for c in columns}) else f"it takes {', '.join(c['name'] for c in columns)}")
-        gaps = int(rows[name].isna().sum())
-        if gaps and o['required']: raise ModelError(f"{gaps} of {len(rows)} rows have no {name}, which the model needs", where=where, remedy="leave them out, or fill the gaps")
-        try: made[name] = _cast(rows[name], o['type'])
+        try: made[o['name']] = _cast(rows[o['name']], o['type'])
         except (ValueError, TypeError) as e:
-            raise ModelError(f"the column {name} must hold {o['type']}, not {e}", where=where, remedy="give what the model was trained with") from e
+            raise ModelError(f"the column {o['name']} must hold {o['type']}, not {e}", where=where, remedy="give what the model was trained with") from e
     return pd.DataFrame(made, index=rows.index)
+
+def _remedy(rows, names:list)->str:
+    "What can be done about a column that isn't there, or isn't full"
+    gone,others = [o for o in names if o not in rows], {str(o) for o in rows.columns} - set(names)
+    if not gone: return "leave them out, or mend them"
+    return did_you_mean(gone[0], others) if others else f"it takes {', '.join(names)}"
 
 # %% ../nbs/api/14_package.ipynb #524b55d3
 def renumber(
@@ -317,6 +328,13 @@ def check_first(path, example):
     if not isinstance(path, (str, os.PathLike)): raise ModelError(f"the first argument is a {type(path).__name__}, and should be the folder to be written", where='save_model', remedy="save_model(path, model, predict, example)")
     if not hasattr(example, 'columns') or not len(example): raise ModelError(f"the example is {'a table without rows' if hasattr(example, 'columns') else 'a '+type(example).__name__}", where='save_model', remedy="give a DataFrame with a few raw rows, as they come from outside")
 
+def _first_answer(ask, model, example, tables):
+    "What the notebook foretells of the example"
+    try: return ask(model, example, **tables)
+    except Exception as e:
+        if type(e).__name__ != 'NotFittedError': raise # of the project's own code: its traceback says where
+        raise ModelError(f"the model isn't fitted: {' '.join(str(e).split())[:200]}", where='model', remedy="fit it, then save it: model.fit(features, target)") from e
+
 
 # %% ../nbs/api/14_package.ipynb #194280ab
 def save_model(
@@ -343,7 +361,8 @@ def save_model(
     if pickle and not name: raise ModelError("a pickle needs a name, by which it can be allowed", where='name', remedy="save_model(..., name='flights', pickle=True)")
     columns = signature_of(example, reference, optional)
     ask = loader.find_object(spec)
-    said = ask(model, example, **tables)
+    if why := loader.fault_of(columns, example): raise ModelError(why, where='example', remedy="give rows that the model can be asked about")
+    said = _first_answer(ask, model, example, tables)
     real = example if reference is None else fit_rows(columns, reference, 'reference')
     made,contract = make_contract(schema, columns, example)
     if contract: keep_contract(made, contract['schema'], example=example, reference=real)

@@ -6,7 +6,6 @@
 __all__ = ['kinds', 'largest', 'absent', 'moment', 'brief', 'value_of', 'plain', 'values_of', 'array_of', 'plainly', 'reason']
 
 # %% ../nbs/api/12d_value.ipynb #e6b107a5
-import re
 from datetime import datetime, timezone
 
 # %% ../nbs/api/12d_value.ipynb #f66ecf0d
