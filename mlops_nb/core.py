@@ -44,6 +44,7 @@ class MlopsError(Exception):
     def __str__(self):
         lines = self.what, self.where and f'  at {self.where}', self.remedy and f'  → {self.remedy}'
         return '\n'.join(o for o in lines if o)
+    def _render_traceback_(self): return [str(self)] # IPython asks for it: the lines of this library would only stand before the message
     def __reduce__(self): return type(self), (self.what, self.where, self.remedy)
 
 # %% ../nbs/api/00_core.ipynb #07816953

@@ -114,9 +114,7 @@ def check(
     return Report(c.name, len(frame), findings, int(mask.sum()), sample, frame, mask, failing, c)
 
 # %% ../nbs/api/12a_validate.ipynb #027f0ed7
-class BadData(StageError):
-    "A table isn't what its schema says"
-    def _render_traceback_(self): return [str(self)]
+class BadData(StageError): "A table isn't what its schema says"
 
 # %% ../nbs/api/12a_validate.ipynb #892092af
 def in_short(o:dict)->str: # o: a finding
