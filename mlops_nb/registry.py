@@ -23,6 +23,7 @@ from .outbox import address_of, client_variables, mlflow_here
 from .package import load_package, package_digest
 from .records import patch
 from .tracker import _words, make_database, patience
+from .work import save_call
 
 # %% ../nbs/api/14a_registry.ipynb #7b3b1fe4
 class RegistryError(ModelError):
@@ -302,7 +303,7 @@ def register_run(
     if run['status'] != 'completed': raise ModelError(f"the run {run['id']} is {run['status']}, and only what a completed run made is registered", where=run['pipeline'],
         remedy=f"{run['command'] or 'run it again'}: finished stages are not run again")
     rows = ws.ledger.stage_runs(run['id'])
-    if not models_in(rows): raise ModelError(f"the run {run['id']} made no model", where=run['pipeline'], remedy='declare one in a stage: model: Model = "data/model", and write it with save_model')
+    if not models_in(rows): raise ModelError(f"the run {run['id']} made no model", where=run['pipeline'], remedy=f'declare one among the parameters of a stage, `model: Model = "data/model"`, and {save_call("model")}')
     return [Registry(ws).register(run, row, k, a, rows) for row,k,a in models_in(rows)]
 
 # %% ../nbs/api/14a_registry.ipynb #38eeb411
