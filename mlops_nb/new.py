@@ -170,6 +170,9 @@ Both make the virtual environment `.venv` first. Python 3.11 and make are all th
 
 - Open `nbs/pipelines/starter/01_ingest.ipynb` and put your data in place of the example's.
 - Add a stage: a notebook whose `In` is another's `Out`.
+- To have a model registered, write it in a stage with a parameter `package: Model = "data/package"`: `from mlops_nb.package import save_model`, then `save_model(package, fitted, '{package}.starter.train:predict', rows.head())`,
+  where `predict(fitted, rows)` stands in a cell with `#| export` of a notebook that begins with `#| default_exp starter.train`. It needs `mlops_nb[models]` in `pyproject.toml`, then `make lock` and `make export`.
+- Read it in `04_evaluate`, `package: In = "data/package"`, with `load_package(package)`; its cell that begins with `#| gate` decides, and `.venv/bin/mlops-nb promote starter` makes the model champion.
 - After `git init`, `make hooks` exports and cleans the notebooks at each commit. `.ci/run` is what CI runs.
 '''
 

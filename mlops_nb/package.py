@@ -145,7 +145,7 @@ def spec_of(
 )->str: # module:name
     "The name of something that others can import"
     spec = o if isinstance(o, str) else f"{getattr(o, '__module__', '<none>')}:{getattr(o, '__qualname__', '<none>')}"
-    remedy = "write it in a cell with `#| export`, and give its name: 'package.module:name'"
+    remedy = "write it in a cell with `#| export`, `make export`, and give its name: 'package.module:name'"
     if spec.startswith('__main__') or '<' in spec or ':' not in spec: raise ModelError(f"{spec} can't be imported by others", where=where, remedy=remedy)
     try: loader.find_object(spec)
     except (ImportError, AttributeError) as e: raise ModelError(f"there is no {spec}: {e}", where=where, remedy=remedy) from e
