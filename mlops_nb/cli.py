@@ -145,7 +145,8 @@ def model_text(o:dict)->str:
     "What became of a model package, in a line"
     if 'problem' in o: return f"The model is not registered: {o['problem']}\n  → {o['remedy']}"
     card = f"\n  its card: {o['card']}" if o.get('card') else f"\n  it has no card: {o['card_problem']}" if o.get('card_problem') else ''
-    return f"{'Registered' if o['new'] else 'Already registered'}: {o['name']} version {o['version']}{card}"
+    then = f"\n  → its gates, and then champion: mlops-nb promote {o['name']}" if o['new'] else ''
+    return f"{'Registered' if o['new'] else 'Already registered'}: {o['name']} version {o['version']}{card}{then}"
 
 # %% ../nbs/api/21_cli.ipynb #c7adbea8
 def next_steps(results, command:str)->list: # lines
@@ -463,9 +464,10 @@ def models(
     from mlops_nb.plan import Workspace
     from mlops_nb.registry import Registry, models_rows, models_table, versions_table
     from mlops_nb.show import console
-    from mlops_nb.promote import repair
+    from mlops_nb.promote import noted
     registry = Registry(Workspace(settings_of(env)))
-    for o in [name] if name else registry.names(): repair(registry.ws, registry, o)
+    for o in [name] if name else registry.names():
+        if said := noted(registry.ws, registry, o): print(said, file=sys.stderr)
     found = registry.versions(name) if name else models_rows(registry)
     if as_json: return print_json(dict(versions=[o.as_json() for o in found]) if name else dict(models=found))
     if not found: return print("No models yet. A pipeline with a Model output registers one: mlops-nb run PIPELINE")
@@ -540,7 +542,7 @@ def tell_promotion(p, as_json:bool):
 # %% ../nbs/api/21_cli.ipynb #526659ca
 @app.command()
 def promote(
-    name:ModelName,
+    name:Annotated[str, typer.Argument(help='a registered model, or one version of it: NAME/3', metavar='MODEL')],
     version:Annotated[Optional[str], typer.Option('--version', metavar='N', help='which version; default: the latest')]=None,
     override:Annotated[bool, typer.Option('--override', help='though a gate refuses; needs a reason')]=False,
     reason:Reason='',
@@ -564,9 +566,11 @@ def rollback(name:ModelName, reason:Reason='', env:Env=None, as_json:Json=False)
 @app.command()
 def audit(name:ModelName, env:Env=None, as_json:Json=False):
     "Who became champion when, by whom, and on what evidence."
-    from mlops_nb.promote import audit as history_of, audit_table
+    from mlops_nb.plan import Workspace
+    from mlops_nb.promote import audit as history_of, audit_table, catch_up
     from mlops_nb.show import console
     rows = history_of(settings_of(env), name)
+    for o in catch_up(Workspace(settings_of(env))): print(o, file=sys.stderr)
     if as_json: return print_json(dict(model=name, history=rows))
     console().print(audit_table(rows))
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['checks', 'extras', 'Finding', 'check', 'examine', 'python', 'packages', 'bytecode', 'settings', 'expected_way',
-           'engine', 'disk', 'store', 'ledger', 'pipelines', 'mlflow', 'optional_parts', 'examine_all']
+           'engine', 'disk', 'store', 'ledger', 'pipelines', 'mlflow', 'models', 'optional_parts', 'examine_all']
 
 # %% ../nbs/api/09c_doctor.ipynb #6495bebf
 import importlib.metadata, importlib.util, os, platform, shutil, sys
@@ -137,6 +137,14 @@ def mlflow(ws)->str:
     if not mlflow_here(): return f"{where}: not told, since what writes to it isn't installed ({extra}); {left:,} runs wait"
     if error and left: raise ConfigError(f"{left:,} runs wait: {error.splitlines()[0]}", where=where, remedy="mlops-nb track tells them when it can be reached")
     return f"{where}, {f'{left:,} runs wait' if left else 'knows of all runs'}"
+
+# %% ../nbs/api/09c_doctor.ipynb #b2745862
+@check
+def models(ws)->str:
+    "Do the ledger, the registry and MLflow's copies agree on the models?"
+    from importlib import import_module
+    if ws.settings.mlflow == 'none' or not mlflow_here(): return 'there is no registry'
+    return import_module('mlops_nb.agree').models_agree(ws) # a room far above, which knows models
 
 # %% ../nbs/api/09c_doctor.ipynb #7ff11491
 extras = dict(tune='optuna', validate='pandera', track='mlflow', ui='flask', lab='jupyterlab', docs='sphinx', serve='skl2onnx', dask='distributed', kubeflow='kfp', s3='s3fs', postgres='psycopg',
