@@ -88,6 +88,11 @@ def versions_of(p, *biases):
     return [o['models'][0]['version'] for o in p.did('--each', f"bias={','.join(map(str, biases))}").json['runs']]
 
 
+def version_of(p, bias):
+    "The number of the version that a bias gives"
+    return versions_of(p, bias)[0]
+
+
 def champion_of(p):
     "Who is champion: for the ledger, and for the registry"
     ws, registry = workplace(p.settings)
@@ -215,6 +220,8 @@ def test_a_version_of_a_partial_run_is_judged_once_the_whole_run_is_known(tmp_pa
     assert p.ok().json['models'] == [dict(name='demo', version=1, new=False)]
     assert p.cli('promote', 'demo').code == 0 and champion_of(p) == (1, 1)
     assert p.cli('audit', 'demo', '--json').json['history'][-1]['inputs']['02_evaluate']['first']
+    v = workplace(p.settings)[1].version('demo')
+    assert {'bias', 'mse'} <= v.metrics.keys() and f'run.{p.rows()[0]["run_id"]}' in v.tags and v.run != p.rows()[0]['run_id'] # it is told what the whole run knows
 
 
 def test_a_champion_is_read_only_if_it_is_what_was_registered(tmp_path):
@@ -253,6 +260,157 @@ def test_of_two_at_once_one_wins(tmp_path, target, pair):
     assert champion_of(p) == (winner, winner) and p.quiet(60) == []
 
 
+def promoted(pair, root, version=1):
+    "A copy of a project with two versions, one of them champion"
+    p = pair.copied_to(root)
+    assert p.inside('promote', 'demo', '--version', str(version)).code == 0 and champion_of(p) == (version, version)
+    return p
+
+
+def test_a_registry_made_anew_has_no_champion_by_its_number(tmp_path, pair):
+    p = promoted(pair, tmp_path/'p')
+    first, second = (workplace(p.settings)[1].version('demo', o) for o in (1, 2))
+    (p.root/'settings.ini').write_text((p.root/'settings.ini').read_text().replace('mlflow.db', 'new.db'))
+    assert p.inside('register', second.run, '--json').json['models'] == [dict(name='demo', version=1, new=True)] # another package with the champion's number
+    lost = p.inside('promote', 'demo')
+    assert lost.code == 2 and "isn't in this registry" in lost.err and f'mlops-nb register {first.run}' in lost.err, lost
+    assert p.inside('rollback', 'demo').code == 2 and champion_of(p) == (1, None)
+    listed = p.inside('models', '--json')
+    assert listed.code == 0 and listed.json['models'][0]['champion'] is None and "isn't in this registry" in listed.err
+    assert p.inside('register', first.run, '--json').json['models'][0]['version'] == 2
+    assert p.inside('models', '--json').json['models'][0]['champion'] == 2 and champion_of(p) == (2, 2)
+    assert holder(workplace(p.settings)[0], 'demo')['package']['digest'] == first.digest
+    assert p.inside('promote', 'demo', '--version', '2', '--json').json['status'] == 'unchanged'
+    assert p.inside('promote', 'demo', '--version', '1', '--json').json['status'] == 'promoted' and champion_of(p) == (1, 1)
+    assert p.inside('rollback', 'demo', '--json').json['champion'] == 2 and champion_of(p) == (2, 2)
+
+
+def test_a_champion_by_hand_passes_no_gate(tmp_path, pair):
+    p = pair.copied_to(tmp_path/'p')
+    ws, registry = workplace(p.settings)
+    registry.set_alias('demo', 'champion', 2)
+    listed = p.inside('models')
+    assert 'nobody has promoted it' in listed.err and champion_of(p) == (None, 2) # a listing takes nothing away
+    said = p.inside('promote', 'demo', '--version', '1')
+    assert said.code == 0 and 'its alias was taken away' in said.out and champion_of(p) == (1, 1)
+    assert [o['kind'] for o in history(ws, 'demo')] == ['repaired', 'promoted']
+
+
+def test_a_model_has_one_ledger(tmp_path, pair):
+    p = promoted(pair, tmp_path/'p')
+    moved = p.copied_to(tmp_path/'moved') # the same ledger, wherever it is
+    other = p.copied_to(tmp_path/'other')
+    for o in other.state.glob('ledger.db*'): o.unlink()
+    for o in (moved, other): (o.root/'settings.ini').write_text((p.root/'settings.ini').read_text().replace('sqlite:///.mlops', f'sqlite:///{p.state}'))
+    for args in (('promote', 'demo', '--version', '2', '--override', '--reason', 'mine'), ('rollback', 'demo')):
+        done = other.inside(*args)
+        assert done.code == 2 and 'another ledger' in done.err and str(p.state/'ledger.db') in done.err and 'ledger = ' in done.err, done
+    assert champion_of(p) == (1, 1) and other.inside('models', '--json').json['models'][0]['champion'] == 1
+    assert moved.inside('promote', 'demo', '--version', '2').code == 0
+
+
+@pytest.mark.parametrize('command', ['models', 'audit demo', 'run demo', 'card demo'])
+def test_what_a_killed_promotion_left_is_finished_by_whoever_comes(tmp_path, pair, command):
+    p = promoted(pair, tmp_path/'p')
+    assert script(p, 'p.bring_in_step = die\np.promote(settings, "demo")').wait(120) == -9 and champion_of(p) == (2, 1)
+    if command == 'audit demo':
+        assert 'says 1' in p.inside('doctor').out and champion_of(p) == (2, 1)
+        os.rename(p.state/'mlflow.db', p.state/'elsewhere.db')
+        (p.state/'mlflow.db').mkdir() # the registry can't be used
+        said = p.inside('audit', 'demo')
+        assert said.code == 0 and 'hasn\'t heard' in said.err, said
+        os.rmdir(p.state/'mlflow.db')
+        os.rename(p.state/'elsewhere.db', p.state/'mlflow.db')
+    assert p.cli(*command.split()).code == 0 and champion_of(p) == (2, 2)
+    assert p.quiet(60) == []
+
+
+def test_the_same_champion_again_is_another_event(tmp_path, pair):
+    p = promoted(pair, tmp_path/'p')
+    there_and_back = """settle = p.settle
+def between(*args):
+    p.settle = settle
+    p.promote(settings, "demo", 2, True, "why not")
+    p.rollback(settings, "demo")
+    return settle(*args)
+p.settle = between
+print(p.promote(settings, "demo").status)"""
+    assert script(p, there_and_back).communicate(timeout=120)[0].strip() == 'overtaken' and champion_of(p) == (1, 1)
+
+
+def test_an_overtaken_rollback_is_remembered(tmp_path, pair):
+    p = promoted(promoted(pair, tmp_path/'first'), tmp_path/'p', 2)
+    meanwhile = """moved = p.move
+def between(*args, **told):
+    p.move = moved
+    p.rollback(settings, "demo")
+    p.promote(settings, "demo", 2, True, "meanwhile")
+    return moved(*args, **told)
+p.move = between
+print(p.rollback(settings, "demo", "in a hurry").status)"""
+    assert script(p, meanwhile).communicate(timeout=120)[0].strip() == 'overtaken' and champion_of(p) == (2, 2)
+    last = p.inside('audit', 'demo', '--json').json['history'][-1]
+    assert (last['what'], last['from'], last['to'], last['reason']) == ('overtaken', 2, 1, 'in a hurry')
+
+
+def test_killed_between_two_moves(tmp_path, pair):
+    p = pair.copied_to(tmp_path/'p')
+    late = """set_alias = p.Registry.set_alias
+def late(self, name, alias, version):
+    if alias == "champion":
+        p.Registry.set_alias = set_alias
+        p.move(self.ws, name, p.holder(self.ws, name), 2, vars(self.version(name, 2).artifact), "promoted") # somebody else, who is quick
+        try: p.bring_in_step(self.ws, self, name, 0)
+        except p.RegistryError as e: print(e, flush=True)
+        set_alias(self, name, alias, version)
+        die()
+    return set_alias(self, name, alias, version)
+p.Registry.set_alias = late
+p.promote(settings, "demo", 1)"""
+    dead = script(p, late)
+    assert 'somebody else has been at it' in dead.communicate(timeout=120)[0] and dead.returncode == -9
+    assert champion_of(p) == (2, 1) and holder(workplace(p.settings)[0], 'demo')['state'] == 'moving' # so everybody sees that it isn't done
+    assert p.inside('audit', 'demo').code == 0 and champion_of(p) == (2, 2)
+
+
+def spoil(path):
+    "Change a file, and leave its size and its time as they were"
+    st = path.stat()
+    path.chmod(0o644)
+    path.write_text(path.read_text().replace('Doubles', 'Trebles'))
+    os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
+
+
+def test_the_copy_that_mlflow_reads_is_mended(tmp_path):
+    p = registered(tmp_path)
+    version_of(p, .5)
+    copy, = p.state.glob('models/*/model/about.json')
+    told = copy.read_text()
+    for args in (('register', 'last'), ('promote', 'demo')):
+        spoil(copy)
+        found = p.inside('doctor')
+        assert found.code == 1 and 'demo version 1' in found.out and copy.read_text() != told
+        assert p.inside(*args).code == 0 and copy.read_text() == told
+    assert 'demo version 1' not in p.inside('doctor').out
+    spoil(copy)
+    p.inside('models')
+    assert copy.read_text() != told # what says that all is well doesn't hash everything
+
+
+def test_what_people_are_told_to_do_next(tmp_path, pair):
+    p = pair.copied_to(tmp_path/'p')
+    never = p.inside('audit', 'demo')
+    assert never.code == 2 and 'never promoted' in never.err and 'mlops-nb promote demo' in never.err
+    assert "no model 'nope' is registered" in p.inside('audit', 'nope').err
+    assert p.inside('promote', 'demo/2').code == 0 and champion_of(p) == (2, 2)
+    assert 'there was no champion to be compared with' in p.inside('audit', 'demo').out
+    refused = p.inside('promote', 'models:/demo/1')
+    assert refused.code == 1 and 'mlops-nb card demo/1' in refused.out and '--override --reason' in refused.out
+    assert p.inside('promote', 'demo/1', '--version', '2').code == 2
+    table = p.inside('audit', 'demo').out
+    assert 'refused by: Not worse than the champion' in table and 'the loss grew' not in table
+
+
 commit = """from sqlalchemy import event
 from sqlalchemy.engine import Engine
 settle = p.settle
@@ -286,6 +444,7 @@ def test_a_card_tells_what_is_known(tmp_path):
     assert done.code == 0, done
     page, text = (( p.root/done.json[o]).read_text() for o in ('page', 'markdown'))
     assert outside_requests(page) == [] and '<script' not in page and '<b>number' not in page and 'Traceback' not in page
+    assert page.count('<h1') == 1 and 'demo, version 1</h1>' in page and text.startswith('# demo, version 1\n')
     for o in ('In short', 'How it was made', 'Its gates', 'At its word', 'For whom', 'What it leans on', 'What it takes', 'Where it comes from', 'Its history', 'Limits'): assert f'>{o}<' in page and f'## {o}' in text, o
     assert page.count('<img') == 2 and text.count('](card_files/') == 2 and 'Nothing but doubling' in text and 'Not worse than the champion' in text
     folder = p.state/'cards'/'demo'/'1'
