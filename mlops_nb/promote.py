@@ -432,15 +432,18 @@ def rollback(
     settings,
     name:str, # of a model
     reason:str='', # why, in words
+    expected:int=None, # the version that is to be taken back, if that matters
+    **evidence, # what else the audit shall tell
 )->Promotion:
     "Make the previous champion champion again"
     ws,registry = workplace(settings)
     repaired,row,line = repair(ws, registry, name), holder(ws, name), champions(history(ws, name))
     if not row: raise ModelError(f"{name} has no champion", remedy=f"mlops-nb promote {name}")
+    if expected is not None and row['version'] != expected: return Promotion(name, 'overtaken', line[-1]['version'], row['version'], expected, repaired=repaired)
     if len(line) < 2: raise ModelError(f"version {row['version']} of {name} is the first champion: there is nobody before it", remedy=f"mlops-nb promote {name} --version N")
     v = registry.found(name, line[-2]['digest'], line[-2]['version'])
     registry.package_path(v) # its digest is right
-    told = dict(**who(), reason=reason, run=v.run)
+    told = dict(**who(), reason=reason, run=v.run, **evidence)
     if move(ws, name, row, v.number, vars(v.artifact), 'rolled_back', v.run, **told) is None:
         remember(ws, v, row['version'], 'overtaken', **told)
         return Promotion(name, 'overtaken', v.number, holder(ws, name)['version'], row['version'], repaired=repaired)
