@@ -131,10 +131,12 @@ async def body_of(call:Call, receive, limit:int)->bytes:
     if (n := call.headers.get(b'content-length')) and int(n) > limit: raise too_large
     o = await receive()
     body = o.get('body', b'')
+    if o.get('more_body'): body = bytearray(body) # which grows in its place
     while o.get('more_body'):
         if len(body) > limit: raise too_large
         o = await receive()
         body += o.get('body', b'')
+    body = bytes(body)
     if o['type'] == 'http.disconnect': raise Refused(400, 'the client has gone')
     if packed := call.headers.get(b'content-encoding'): body = unpacked(body, packed, limit)
     if len(body) > limit: raise too_large
@@ -263,14 +265,15 @@ async def _ask(self:App,
     "Ask the version whose turn it is"
     now = self.deployment.now
     if not now.current: raise LogProblem('no version can be loaded')
-    call.read = read
-    asked = await self._read(read, served or now.current, raw)
+    call.read = lambda reader: self._read(read, reader, raw)
+    asked = await call.read((served or now.current).reader)
     if asked.wants and asked.wants['id'] and _good_id(asked.wants['id'].encode()): call.id = asked.wants['id']
     key = asked.keys[0] if asked.keys else call.key
     chosen = served or (self.deployment.choose(key if key is not None else raw) if now.canary else now.current)
     if chosen is now.canary and chosen and not served:
-        try: return await self._say(call, chosen, 'canary', await self._read(read, chosen, raw))
-        except (Refused, TimeoutError) as e: self.board.add(('answers', chosen.version, 'canary', 'error'))
+        try: return await self._say(call, chosen, 'canary', await call.read(chosen.reader))
+        except Refused: self.board.add(('answers', chosen.version, 'canary', 'error'))
+        except TimeoutError: pass # it is counted
         except LogProblem: raise
         except Exception as e: self._failed(call, e)
         chosen = now.current
@@ -278,9 +281,9 @@ async def _ask(self:App,
     return await self._say(call, chosen, role, asked)
 
 @patch
-async def _read(self:App, read, served:Served, raw:bytes)->Asked:
+async def _read(self:App, read, reader, raw:bytes)->Asked:
     "The rows of a body; those of a large one are read in a thread"
-    return read(served.reader) if len(raw) < self.limits.apart else await asyncio.to_thread(read, served.reader)
+    return read(reader) if len(raw) < self.limits.apart else await asyncio.to_thread(read, reader)
 
 @patch
 async def _say(self:App, call:Call, served:Served, role:str, asked:Asked)->Served:
@@ -366,7 +369,7 @@ async def _ask_shadow(self:App, call:Call, served:Served|None):
     if not served or served.version == call.version: return
     again = Call(call.scope, call.route)
     again.id,again.at = call.id,call.at
-    try: await self._say(again, served, 'shadow', call.read(served.reader))
+    try: await self._say(again, served, 'shadow', await call.read(served.reader))
     except Refused: self.board.add(('answers', served.version, 'shadow', 'error'))
     except Exception as e: self._failed(again, e)
 

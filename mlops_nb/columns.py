@@ -87,8 +87,14 @@ class Lookup:
         keys = _keys([as_array(table[o]) for o in on])
         self.rows = {k: i for i,k in enumerate(keys)}
         if len(self.rows) < len(keys): raise ValueError(f"the table to be joined has several rows for one {', '.join(on)}")
-        self.values = {str(k): as_array(table[k]) for k in table.columns if k not in on}
-        self.missing = {k: _gap(v) for k,v in self.values.items()}
+        self.values = {str(k): _fixed(as_array(table[k])) for k in table.columns if k not in on}
+        self.missing = {k: _fixed(_gap(v)) for k,v in self.values.items()}
+
+def _fixed(a):
+    "An array that nobody can change by mistake: the next request gets it too"
+    a = a.view()
+    a.flags.writeable = False
+    return a
 
 def _gap(a):
     "What stands for a missing value of such a column: an array of one"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pick', 'Wanted', 'as_wanted', 'in_folder', 'pick', 'in_project', 'split_of', 'Served', 'contract_of', 'example_rows',
-           'prove', 'Now', 'Deployment', 'Rule', 'rule_of', 'Watch']
+           'prove', 'Now', 'Deployment', 'spread', 'Rule', 'rule_of', 'Watch']
 
 # %% ../nbs/api/15c_deployment.ipynb #ffb04240
 import re, time
@@ -179,13 +179,20 @@ def _try(self:Deployment, role:str, p:Pick)->Served|None:
         made = self.load_one(p)
         self.tell('loaded', version=p.version, seconds=round(time.monotonic()-t, 3), how=made.runtime.how)
         return made
-    except Exception as e: # whatever a package does, those that answer go on
+    except (Exception, SystemExit) as e: # whatever a package does, those that answer go on
         why = e.what if isinstance(e, MlopsError) else f'{type(e).__name__}: {" ".join(str(e).split())[:300]}'
         instead = f'version {self.current.version} answers' if role == 'current' and self.current else 'nobody answers' if role == 'current' else f'there is no {role}'
         self.problem = f"version {p.version} can't be loaded: {why}; {instead}"
         self.tell('unloadable', version=p.version, role=role, problem=self.problem)
 
 # %% ../nbs/api/15c_deployment.ipynb #2a30c79c
+def spread(key:bytes)->int: # below 2**32
+    "A number for a key; those of keys that are alike are not"
+    n = crc32(key)
+    n = (n ^ n >> 16) * 0x85ebca6b & 0xffffffff # MurmurHash's last step: a checksum alone goes in steps where keys count up
+    n = (n ^ n >> 13) * 0xc2b2ae35 & 0xffffffff
+    return n ^ n >> 16
+
 @patch
 def choose(self:Deployment, 
     key, # text or bytes; None: nobody gave one
@@ -193,7 +200,7 @@ def choose(self:Deployment,
     "Who answers this key"
     now = self.now
     if not now.canary: return now.current
-    return now.canary if crc32(key.encode() if isinstance(key, str) else bytes(key or b'')) < now.threshold else now.current
+    return now.canary if spread(key.encode() if isinstance(key, str) else bytes(key or b'')) < now.threshold else now.current
 
 # %% ../nbs/api/15c_deployment.ipynb #715f671c
 @dataclass(frozen=True)
@@ -223,9 +230,10 @@ class Watch:
         at:float, # seconds of a clock that never goes back
         good:int, # answers since the beginning
         bad:int, # errors since the beginning
+        role:str='', # in which it answered: what is counted begins anew with each
     )->dict|None: # what was seen, if it is too much
         "Take note of a version's counts"
-        line = self.seen.setdefault(version, deque([(at, 0, 0)]))
+        line = self.seen.setdefault((version, role), deque([(at, 0, 0)]))
         line.append((at, good, bad))
         while len(line) > 2 and line[1][0] <= at - self.rule.window: line.popleft()
         n,errors = good+bad-line[0][1]-line[0][2], bad-line[0][2]

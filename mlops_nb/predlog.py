@@ -33,6 +33,7 @@ class Layout:
         self.number,self.fields,self.output,self.private = number,fields,output,frozenset(private)
         self.reads = [None if o['name'] in self.private else (o['name'], _micro if o['type'] == 'datetime' else _plain) for o in fields]
         said = dict(layout=number, fields=[{k: o[k] for k in ('name','type')} for o in fields], output=output and [{k: o[k] for k in ('name','type')} for o in output])
+        self.same = said | dict(layout=0, private=sorted(self.private)) # for all that log in one way
         self.line = json.dumps(said, ensure_ascii=False).encode() + b'\n'
 
     def inputs(self, rows)->list:
@@ -99,6 +100,7 @@ class PredictionLog:
         from pydantic_core import to_json
         self.folder,self.size,self.every,self.sync_every,self._json = Path(folder),size,every,sync,to_json
         self._lock,self._stop,self._layouts,self._path,self._fd,self._flight = threading.Lock(), threading.Event(), {}, None, -1, None
+        self._made = [] # layouts, by their numbers
         self.added,self.on_disk,self.durable = 0, 0, bool(sync) # lines; does anybody want the disk to hold them?
         self._default = self.learn(None, fields, private, output)
         self._end()
@@ -119,8 +121,10 @@ def learn(self:PredictionLog,
     "Know what the rows of a version are made of"
     names = [o['name'] for o in fields]
     if odd := next((o for o in private if o not in names), None): raise ParameterError(f"there is no field {odd}", where='private', remedy=did_you_mean(odd, names))
-    self._layouts[version] = made = Layout(len(self._layouts), fields, private, output)
-    return made
+    made = Layout(len(self._made), fields, private, output)
+    self._layouts[version] = known = next((o for o in self._made if o.same == made.same), made)
+    if known is made: self._made.append(made)
+    return known
 
 @patch
 def add(self:PredictionLog, 
@@ -268,7 +272,7 @@ def take_over(
 # %% ../nbs/api/15b_predlog.ipynb #87a2160b
 def _child(folder):
     "Turn what nobody writes, in another process"
-    subprocess.run([sys.executable, '-c', 'import os, sys; os.nice(10); from mlops_nb.predlog import take_over; take_over(sys.argv[1])', str(folder)], stdin=subprocess.DEVNULL)
+    subprocess.run([sys.executable, '-P', '-c', 'import os, sys; os.nice(10); from mlops_nb.predlog import take_over; take_over(sys.argv[1])', str(folder)], stdin=subprocess.DEVNULL)
 
 def left_behind(folder)->list: # of paths
     "The segments that nobody writes"

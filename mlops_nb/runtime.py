@@ -9,6 +9,7 @@ __all__ = ['most', 'Runtime', 'kinds', 'batches', 'settle']
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from .columns import Columns, as_columns, as_frame, stack
+from .core import ModelError
 from .package import fit_rows
 from .quick import Quick
 from .records import patch
@@ -38,8 +39,9 @@ def ask(self:Runtime,
     rows:Columns, # in the form of the signature
 ): # array, or DataFrame: one prediction a row
     "What the model says of each row"
-    if self.quick: return self.quick(rows)
-    return self.package.loaded.predict(fit_rows(self.package.about['columns'], as_frame(rows)))
+    said = self.quick(rows) if self.quick else self.package.loaded.predict(fit_rows(self.package.about['columns'], as_frame(rows)))
+    if len(said) != len(rows): raise ModelError(f"{len(said)} predictions came for {len(rows)} rows", where=self.package.name, remedy="predict must give one for each row, in their order")
+    return said
 
 @patch
 def warm(self:Runtime, times:int=3):
@@ -106,9 +108,10 @@ def _flush(self:Runtime):
 async def _work(self:Runtime):
     "Answer in the thread, as long as somebody waits"
     while self._waiting:
-        now,self._waiting = self._waiting,[]
-        now = [(o, f) for o,f in now if not f.done()]
-        settle(now, await asyncio.get_running_loop().run_in_executor(self._pool, self.together, [o for o,_ in now]))
+        there = [(o, f) for o,f in self._waiting if not f.done()]
+        at = {*next(iter(batches([o for o,_ in there])), ())} # the first who waits, and whoever can be asked with him
+        now,self._waiting = [there[i] for i in sorted(at)], [o for i,o in enumerate(there) if i not in at]
+        if now: settle(now, await asyncio.get_running_loop().run_in_executor(self._pool, self.together, [o for o,_ in now]))
 
 # %% ../nbs/api/15a_runtime.ipynb #122f05b4
 @patch

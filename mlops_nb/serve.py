@@ -43,7 +43,7 @@ def check_tls(cert:str, key:str):
     "Refuse a certificate that can't be used"
     if key and not cert: raise ConfigError("there is a key for https, and no certificate", where='serve_cert', remedy="name both, or none")
     if not cert: return
-    try: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key or None)
+    try: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key or None, password='') # without it, one would be asked for on the terminal
     except (OSError, ssl.SSLError) as e: raise ConfigError(f"the certificate can't be used: {e}", where=cert, remedy="give a PEM file with the certificate, and its key without a password") from e
 
 # %% ../nbs/api/15e_serve.ipynb #bab80e2a
@@ -350,7 +350,7 @@ def judge(self:Supervisor):
         if role == 'shadow' or role == 'current' and not self.armed or p.digest in self.stopped: continue
         mine = w.alias or 'named' if role == 'current' else role
         good,bad = (total.get(('answers', p.version, mine, o), 0) for o in ('ok','error'))
-        if (seen := self.watch.see(p.version, time.monotonic(), good, bad)): self.evidence = seen | dict(role=role, digest=p.digest)
+        if (seen := self.watch.see(p.version, time.monotonic(), good, bad, mine)): self.evidence = seen | dict(role=role, digest=p.digest)
 
 @patch
 def troubled(self:Supervisor):
