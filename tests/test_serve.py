@@ -280,6 +280,13 @@ def test_too_much_too_long_and_drained(packages, project):
             half.sendall(f'POST /predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{{'.encode())
             half.settimeout(30)
             assert half.recv(1000)[:12] == b'HTTP/1.1 408'
+        for head in (b'', b'GET /health HT', b'GET /health HTTP/1.1\r\nX: ' + b'a'*2**18): # one that never comes, or never ends
+            with socket.create_connection(('127.0.0.1', s.port)) as half:
+                half.settimeout(60)
+                try: half.sendall(head)
+                except OSError: continue # it has been closed already
+                try: assert half.recv(1000) == b''
+                except ConnectionResetError: pass
     with Server(project, '--package', str(packages/'slow')) as s: # it ends while it answers
         last = threading.Thread(target=ask, args=('e', 25.))
         last.start()
