@@ -548,7 +548,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlops_nb.deployment.Watch.__init__': ('api/deployment.html#watch.__init__', 'mlops_nb/deployment.py'),
                                      'mlops_nb.deployment.Watch.see': ('api/deployment.html#watch.see', 'mlops_nb/deployment.py'),
                                      'mlops_nb.deployment.as_wanted': ('api/deployment.html#as_wanted', 'mlops_nb/deployment.py'),
-                                     'mlops_nb.deployment.contract_of': ('api/deployment.html#contract_of', 'mlops_nb/deployment.py'),
                                      'mlops_nb.deployment.example_rows': ('api/deployment.html#example_rows', 'mlops_nb/deployment.py'),
                                      'mlops_nb.deployment.in_folder': ('api/deployment.html#in_folder', 'mlops_nb/deployment.py'),
                                      'mlops_nb.deployment.in_project': ('api/deployment.html#in_project', 'mlops_nb/deployment.py'),
