@@ -144,14 +144,18 @@ async def body_of(call:Call, receive, limit:int)->bytes:
 
 def unpacked(body:bytes, how:bytes, limit:int)->bytes:
     "A body as it was before it was packed"
+    how = how.strip().lower()
     if how == b'identity': return body
     if how not in (b'gzip', b'deflate'): raise Refused(415, f"Content-Encoding {how.decode('latin-1')[:40]} is not known; gzip and deflate are")
-    try:
-        d = zlib.decompressobj(47) # gzip's or zlib's, as the first bytes say
-        res = d.decompress(body, limit+1)
-    except zlib.error as e: raise Refused(400, f'the body is not {how.decode()}') from e
-    if len(res) <= limit and not d.eof: raise Refused(400, f'the body is not the whole of what was packed with {how.decode()}')
-    return res
+    res = b''
+    while True: # gzip may have several parts, one after the other
+        try:
+            d = zlib.decompressobj(47) # gzip's or zlib's, as the first bytes say
+            res += d.decompress(body, limit+1-len(res))
+        except zlib.error as e: raise Refused(400, f"the body is not {how.decode()}{' to its end' if res else ''}") from e
+        if len(res) > limit: return res
+        if not d.eof: raise Refused(400, f'the body is not the whole of what was packed with {how.decode()}')
+        if not (body := d.unused_data): return res
 
 # %% ../nbs/api/15d_app.ipynb #770d36c5
 class App:
@@ -515,7 +519,10 @@ def _say_in_our_way(pages):
     "What FastAPI refuses looks like our refusals"
     from fastapi.responses import JSONResponse
     from starlette.exceptions import HTTPException
-    async def refused(request, e): return JSONResponse(dict(error=str(e.detail), errors=[], request_id=''), e.status_code, headers=e.headers)
+    said = {404: 'there is nothing here; /docs tells what there is', 405: "that isn't done here: send a "}
+    async def refused(request, e):
+        text = said.get(e.status_code, str(e.detail)) + ((e.headers or {}).get('allow', '') if e.status_code == 405 else '')
+        return JSONResponse(dict(error=text, errors=[], request_id=''), e.status_code, headers=e.headers)
     pages.add_exception_handler(HTTPException, refused)
 
 def _async(f):

@@ -50,8 +50,8 @@ def free_socket(
         try: return socket.create_server((host, o), family=socket.AF_INET6 if ':' in host else socket.AF_INET)
         except OSError as e:
             if e.errno == errno.EADDRINUSE: continue
-            raise ConfigError(f"the pages can't be reached at {host}: {e.strerror or e}", where='--host', remedy="leave it out for this machine alone, or give an address of this machine") from e
-    raise ConfigError(f"no port from {port} on is free", where='--port', remedy="give another one, or 0 for any")
+            raise ConfigError(f"it can't be reached at {host}: {(e.strerror or str(e)).partition(' (while')[0]}", where='--host', remedy="leave it out for this machine alone, or give an address of this machine") from e
+    raise ConfigError(f"port {port} is in use" if tries == 1 else f"no port from {port} on is free", where='--port', remedy="give another one, or 0 for any")
 
 # %% ../nbs/api/11j_mlflow_ui.ipynb #9709698f
 def pages(settings): # ASGI application

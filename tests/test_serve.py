@@ -422,7 +422,7 @@ def test_what_is_refused(project, packages):
     assert "can't be a token" in said('line', MLOPS_TOKEN='short')
     assert 'no model' in said('lime') and 'no version 77' in said('line/77') and 'is no split' in said('line', '--canary', 'challenger') and 'is no rule' in said('line', '--rollback-on', 'x')
     assert 'to be named' in said() and 'to be named' in said('line', '--package', 'x') and 'is alone' in said('--package', str(packages/'line'), '--shadow', '1') and 'no model package' in said('--package', '/nowhere')
-    with socket.create_server(('127.0.0.1', 0)) as taken: assert 'is free' in said('line', '--port', str(taken.getsockname()[1]))
+    with socket.create_server(('127.0.0.1', 0)) as taken: assert 'is in use' in said('line', '--port', str(taken.getsockname()[1]))
     with Server(project, '--package', str(packages/'line'), '--host', '0.0.0.0') as s: assert s.ask('GET', '/health')[0] == 200 and 'not encrypted' in s.text
     with Server(project, 'line/2', env=dict(MLOPS_TOKEN='')) as s: # nobody said a token: one is made up, and shown once
         shown = re.findall(r'token=(\S+)', s.text)
