@@ -170,7 +170,7 @@ class App:
         cookie:str='mlops-nb-serve', # name of the cookie that browsers get
     ):
         self.deployment,self.name,self.log,self.token,self.limits,self.board,self.access = deployment,deployment.name,log,token,limits,board or Board(),access
-        self.pending,self.draining,self.ready,self.reading,self.shadowing,self.unloggable = 0,False,True,{},set(),''
+        self.pending,self.draining,self.ready,self.reading,self.shadowing,self.unloggable,self.told = 0,False,True,{},set(),'',''
         self.secret = f'Bearer {token}'.encode()
         self.hot = {'/predict': self.predict, f'/v2/models/{self.name}/infer': self.infer}
         self.versioned = re.compile(f'/v2/models/{re.escape(self.name)}/versions/([^/]+)/infer').fullmatch
@@ -310,9 +310,12 @@ def _write(self:App, call:Call, served:Served, role:str, asked:Asked, said):
     try:
         if self.log is not None: self.log.add(call.id, served.version, role, call.at, call.ms, asked.rows, said, keys)
     except (OSError, MlopsError) as e:
-        self.unloggable = f"predictions can't be logged: {getattr(e, 'what', None) or e}"
+        call.problem = f"predictions can't be logged: {getattr(e, 'what', None) or e}"
+        if call.problem != self.told: print(f'version {call.version}: {call.problem}; they are refused until they can', file=sys.stderr, flush=True)
+        self.told = self.unloggable = call.problem
+        self.again = time.perf_counter() + 5
         raise LogProblem(self.unloggable) from e
-    self.unloggable = ''
+    self.told = self.unloggable = ''
     self.board.add(('answers', served.version, role, 'ok'))
     self.board.add(('rows', served.version, role), asked.n)
 
@@ -327,8 +330,9 @@ async def _body(self:App, call:Call, receive)->bytes:
 
 @patch
 def sweep(self:App):
-    "Give up bodies that don't come"
+    "Give up bodies that don't come; let the log be tried again, since whoever waits for `/ready` sends nothing that would"
     t = time.perf_counter()
+    if self.unloggable and t > self.again: self.unloggable = ''
     for call,(end,task) in list(self.reading.items()):
         if t > end: task.cancel()
 
@@ -521,7 +525,7 @@ def _say_in_our_way(pages):
     from starlette.exceptions import HTTPException
     said = {404: 'there is nothing here; /docs tells what there is', 405: "that isn't done here: send a "}
     async def refused(request, e):
-        text = said.get(e.status_code, str(e.detail)) + ((e.headers or {}).get('allow', '') if e.status_code == 405 else '')
+        text = said.get(e.status_code, str(e.detail)) + ((e.headers or {}).get('Allow', 'GET') if e.status_code == 405 else '')
         return JSONResponse(dict(error=text, errors=[], request_id=''), e.status_code, headers=e.headers)
     pages.add_exception_handler(HTTPException, refused)
 

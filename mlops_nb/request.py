@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['json_type', 'csv_type', 'parquet_type', 'stream_type', 'file_type', 'largest_table', 'datatypes', 'length_header',
-           'Asked', 'Refused', 'Errors', 'moment', 'brief', 'value_of', 'array_of', 'field_lines', 'row_source',
-           'quick_reader', 'Reader', 'keys_of', 'plainly', 'reader_of', 'format_of', 'from_text', 'read_csv',
-           'read_arrow', 'unpack_texts', 'pack_texts', 'input_values', 'unpacked', 'said_of', 'answer_json',
-           'answer_v2', 'wanted_format', 'answer_table']
+           'Asked', 'Refused', 'Errors', 'field_lines', 'row_source', 'quick_reader', 'Reader', 'keys_of', 'reader_of',
+           'format_of', 'from_text', 'read_csv', 'read_arrow', 'unpack_texts', 'pack_texts', 'input_values', 'unpacked',
+           'said_of', 'answer_json', 'answer_v2', 'wanted_format', 'answer_table']
 
 # %% ../nbs/api/15_request.ipynb #77475661
 import re
 from collections import Counter
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from heapq import nsmallest
 from .columns import Columns
 from .compiled import Contract, in_zone
 from .core import ConfigError, ModelError, did_you_mean
 from .records import patch
+from .value import absent, brief, largest, moment
 
 def _pydantic_core():
     "The library that reads and writes JSON"
@@ -65,54 +65,6 @@ class Errors:
         rows = f"the request can't be answered: {self.n} thing{'s' if self.n > 1 else ''} in it can't be"
         raise Refused(422, rows + (f', of which these are the first {self.most}' if self.n > self.most else ''), sorted(self.found, key=lambda o: o['row']))
 
-# %% ../nbs/api/15_request.ipynb #f77b20e7
-def moment(text:str): # datetime in UTC, without a zone
-    "A time from text; ValueError if it is none"
-    if len(text) < 10 or len(text) > 10 and text[10] not in 'T ': raise ValueError(text)
-    t = datetime.fromisoformat(text)
-    return t if t.tzinfo is None else t.astimezone(timezone.utc).replace(tzinfo=None)
-
-# %% ../nbs/api/15_request.ipynb #94d83c4a
-_words = dict(string='text', boolean='true or false', long='a whole number', integer='a whole number', double='a number', float='a number',
-    datetime='a time in ISO 8601, such as 2013-07-04T13:00:00Z')
-_largest = dict(double=1.7976931348623157e308, float=3.4028234663852886e38)
-
-def brief(v)->str:
-    "A value for an error, not too long"
-    text = 'null' if v is None else str(v).lower() if isinstance(v, bool) else f'{v:.40}'.join('""') if isinstance(v, str) else 'a list' if isinstance(v, list) else 'an object' if isinstance(v, dict) else str(v)
-    return text if len(text) < 60 else text[:57] + '…'
-
-# %% ../nbs/api/15_request.ipynb #3a3b28cd
-def value_of(
-    v, # from JSON, or from a table
-    kind:str, # MLflow's name of a type
-): # str, bool, int, float or datetime; ValueError if it isn't of that kind
-    "A value as a signature wants it"
-    t = type(v)
-    if kind == 'string' and t is str or kind == 'boolean' and t is bool: return v
-    if kind in ('long','integer'):
-        if t is float and v.is_integer(): v,t = int(v),int
-        if t is int and -2**63 <= v < 2**63: return v
-    if kind in _largest and t in (int,float) and -_largest[kind] <= v <= _largest[kind]: return float(v)
-    if kind == 'datetime':
-        try: return moment(v) if t is str else moment(v.isoformat())
-        except (ValueError, TypeError, AttributeError, OverflowError): pass
-    raise ValueError(f"must be {_words[kind]}, not {brief(v)}")
-
-# %% ../nbs/api/15_request.ipynb #d244fa72
-def array_of(
-    values:list, # of `value_of`; None where missing
-    kind:str,
-): # NumPy array
-    "Values as a column"
-    import numpy as np
-    if kind == 'string': return np.array([*values, None], object)[:-1] # texts of one length are no array of letters
-    if kind == 'datetime': return np.array(values, 'M8[us]')
-    gaps = None in values
-    if kind == 'boolean': return np.array(values, bool if not gaps else 'f8' if not any(o is not None for o in values) else object)
-    if kind == 'float': return np.array(values, 'f4')
-    return np.array(values, 'f8' if gaps or kind == 'double' else 'i8')
-
 # %% ../nbs/api/15_request.ipynb #a9938c71
 _type_tests = dict(string='type(v) is str', boolean='type(v) is bool', long='type(v) is int and -9223372036854775808 <= v <= 9223372036854775807', datetime='type(v) is str',
     double='(type(v) is float or type(v) is int) and -most_double <= v <= most_double', float='(type(v) is float or type(v) is int) and -most_float <= v <= most_float')
@@ -139,52 +91,47 @@ def field_lines(
 # %% ../nbs/api/15_request.ipynb #60b09ffb
 def row_source(
     columns:list, # of the signature
-    optional:set, # names of fields that may be missing
-    contract, # `Contract`, or None
+    contract:Contract,
 )->str:
     "The function that reads a row"
+    optional = contract.optional
     known = len(columns) and 'if not o.keys() <= names: return' if optional else f'if len(o) != {len(columns)}: return'
     lines = [known, *(['get = o.get'] if optional else [])]
-    for i,o in enumerate(columns): lines += field_lines(i, o, o['name'] in optional, contract.tests[o['name']] if contract else [])
+    for i,o in enumerate(columns): lines += field_lines(i, o, o['name'] in optional, contract.tests[o['name']])
     for i,o in enumerate(columns):
-        if contract and o['name'] in contract.zones and any(f'z{i}' in r.text for r in contract.across): lines.append(f'z{i} = in_zone(v{i}, zone_{i})')
-    for j,r in enumerate(contract.across if contract else ()): lines.append('if ' + re.sub(r'\b(c\d+)\b', rf'r{j}_\1', r.text) + ' is not True: return')
+        if o['name'] in contract.zones and any(f'z{i}' in r.text for r in contract.across): lines.append(f'z{i} = in_zone(v{i}, zone_{i})')
+    for j,r in enumerate(contract.across): lines.append('if ' + re.sub(r'\b(c\d+)\b', rf'r{j}_\1', r.text) + ' is not True: return')
     made = ', '.join(f"{o['name']!r}: a{i}" for i,o in enumerate(columns))
     return '\n'.join(['def read(o):', ' try:', *(f'  {o}' for o in lines), f'  return {{{made}}}', ' except Exception: return'])
 
 # %% ../nbs/api/15_request.ipynb #9a2672b6
-def quick_reader(columns, optional, contract): # function(dict) that gives {name: array of one}, or None: not surely good
+def quick_reader(columns, contract): # function(dict) that gives {name: array of one}, or None: not surely good
     "Compile the function that reads a row; None where the contract has rules that can't be written down"
     import numpy as np
-    if contract and any(not o.text for o in contract.across): return lambda o: None
+    if any(not o.text for o in contract.across): return lambda o: None
     names = dict(array=np.array, moment=moment, in_zone=in_zone, epoch=datetime(1970,1,1), tick=timedelta(microseconds=1), names=frozenset(o['name'] for o in columns),
-        most_double=_largest['double'], most_float=_largest['float'], **{k: np.dtype(v) for k,v in dict(O=object, B=bool, I='i8', F='f8', F4='f4', M='M8[us]').items()})
-    if contract:
-        for o in contract.tests.values(): names |= {k: v for t in o for k,v in t.names.items()}
-        for j,o in enumerate(contract.across): names |= {f'r{j}_{k}': v for k,v in o.names.items()}
-        names |= {f'zone_{i}': contract.zones.get(o['name']) for i,o in enumerate(columns)}
-    exec(row_source(columns, optional, contract), names)
+        most_double=largest['double'], most_float=largest['float'], **{k: np.dtype(v) for k,v in dict(O=object, B=bool, I='i8', F='f8', F4='f4', M='M8[us]').items()})
+    for o in contract.tests.values(): names |= {k: v for t in o for k,v in t.names.items()}
+    for j,o in enumerate(contract.across): names |= {f'r{j}_{k}': v for k,v in o.names.items()}
+    names |= {f'zone_{i}': contract.zones.get(o['name']) for i,o in enumerate(columns)}
+    exec(row_source(columns, contract), names)
     return names['read']
 
 # %% ../nbs/api/15_request.ipynb #fcff4a1d
-_absent = type('absent', (), dict(__repr__=lambda self: 'absent'))()
-
 class Reader:
     "Makes rows of requests, for one version of a model"
     def __init__(self, 
         about:dict, # of a package: its `columns` and `output`
-        schema=None, # the data contract: a DataFrameModel or DataFrameSchema, of these columns and perhaps others
+        schema=None, # the data contract: a DataFrameModel or DataFrameSchema, of these columns and perhaps others; or the `Contract` made of it
         example=None, # DataFrame: rows that are good, by which rules across columns are tried
         most_rows:int=100_000, # of one request
     ):
         self.columns,self.names,self.most_rows = about['columns'], [o['name'] for o in about['columns']], most_rows
         self.outputs = [o | dict(name=o['name'] or 'prediction') for o in about.get('output') or [dict(name='', type='double')]]
-        self.contract = Contract(schema, self.columns, example) if schema is not None else None
-        nullable = self.contract.nullable if self.contract else {}
-        self.optional = {o['name'] for o in self.columns if not o['required'] and nullable.get(o['name'], True)}
-        self.private = self.contract.private if self.contract else set()
+        self.contract = schema if isinstance(schema, Contract) else Contract(schema, self.columns, example)
+        self.optional,self.private = self.contract.optional,self.contract.private
         self.known,self._parse = frozenset(self.names), _pydantic_core().from_json
-        self.quick = quick_reader(self.columns, self.optional, self.contract)
+        self.quick = quick_reader(self.columns, self.contract)
     def __repr__(self): return f"Reader({', '.join(self.names)})"
 
 # %% ../nbs/api/15_request.ipynb #c31915f7
@@ -229,7 +176,7 @@ def rows(self:Reader,
         if type(o) is not dict: errors.add(i, '', f'must be an object, not {brief(o)}')
         elif not o.keys() <= self.known: self.unknown(i, o, errors)
     if any(type(o) is not dict for o in rows): errors.end()
-    return self.table_of({k: [o.get(k, _absent) for o in rows] for k in self.names}, len(rows), keys, single, errors)
+    return self.table_of({k: [o.get(k, absent) for o in rows] for k in self.names}, len(rows), keys, single, errors)
 
 @patch
 def unknown(self:Reader, row:int, given:dict, errors:Errors):
@@ -263,44 +210,10 @@ def table_of(self:Reader,
     wants=None,
 )->Asked:
     "Rows from columns of values"
-    errors,of = errors or Errors(), {}
-    for o in self.columns: of[o['name']] = self.column(o['name'], o['type'], values[o['name']], errors)
+    errors = errors or Errors()
+    of = self.contract.read(values, n, errors.add)
     errors.end()
-    rows = Columns(of, n)
-    for row,field,words in self.contract.broken(rows) if self.contract else (): errors.add(row, field, f'the contract says: {words}')
-    errors.end()
-    return Asked(rows, n, keys_of(keys, n), single, wants)
-
-def plainly(values:list, kind:str)->bool:
-    "Are all values plainly of this kind, and all there?"
-    types = set(map(type, values))
-    if kind in ('string','boolean'): return types == {str if kind == 'string' else bool}
-    if kind in ('long','integer'): return types == {int} and -2**63 <= min(values) and max(values) < 2**63
-    return kind in _largest and types <= {int,float} and -_largest[kind] <= min(values) and max(values) <= _largest[kind]
-
-@patch
-def column(self:Reader, name:str, kind:str, values:list, errors:Errors):
-    "A column, or what is wrong with it"
-    plain,optional = plainly(values, kind), name in self.optional
-    good = values if plain else []
-    for i,v in enumerate(() if plain else values):
-        try: good.append(None if v is None or v is _absent else value_of(v, kind))
-        except ValueError as e:
-            errors.add(i, name, str(e).partition(', not ')[0] if name in self.private else str(e))
-            good.append(None)
-        else:
-            if good[-1] is None and not optional: errors.add(i, name, 'is missing' if v is _absent else "is null, and the model needs it")
-    if self.contract: self._hold(name, good, errors)
-    return array_of(good, kind) if not errors.n else None
-
-@patch
-def _hold(self:Reader, name:str, values:list, errors:Errors):
-    "Hold a column's values to the contract"
-    there = list(dict.fromkeys(o for o in values if o is not None))
-    for t in self.contract.tests[name] if there else ():
-        bad = {v for v,o in zip(there, t.good(there)) if not o}
-        for i,v in enumerate(values if bad else ()):
-            if v in bad: errors.add(i, name, f'must be so: it {t.words}' + ('' if name in self.private else f'; this is {brief(v)}'))
+    return Asked(Columns(of, n), n, keys_of(keys, n), single, wants)
 
 # %% ../nbs/api/15_request.ipynb #2dba5d9b
 def reader_of(
@@ -308,12 +221,7 @@ def reader_of(
     **kwargs, # for `Reader`
 )->Reader:
     "The reader of a version"
-    said = package.about.get('contract')
-    if said:
-        from mlops_nb.loader import isolate
-        from mlops_nb.package import schema_of
-        schema = schema_of(said, isolate(package.path, package.about))
-    return Reader(package.about, schema if said else None, package.example, **kwargs)
+    return Reader(package.about, package.contract, **kwargs)
 
 # %% ../nbs/api/15_request.ipynb #a7bc8295
 json_type,csv_type,parquet_type,stream_type,file_type = 'application/json','text/csv','application/vnd.apache.parquet','application/vnd.apache.arrow.stream','application/vnd.apache.arrow.file'
