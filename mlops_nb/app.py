@@ -300,8 +300,24 @@ async def _say(self:App, call:Call, served:Served, role:str, asked:Asked)->Serve
         self.board.add(('answers', served.version, role, 'error'))
         raise
     self._write(call, served, role, asked, said)
+    if getattr(self.log, 'durable', False): await self._held(call)
     call.said = said
     return served
+
+@patch
+async def _held(self:App, call:Call):
+    "Wait until the disk holds what was written, together with all who wait for that"
+    try: await self.log.held()
+    except OSError as e: raise self._unlogged(call, e) from e
+
+@patch
+def _unlogged(self:App, call:Call, e)->LogProblem:
+    "Say, once, that predictions can't be logged"
+    call.problem = f"predictions can't be logged: {getattr(e, 'what', None) or e}"
+    if call.problem != self.told: print(f'version {call.version}: {call.problem}; they are refused until they can', file=sys.stderr, flush=True)
+    self.told = self.unloggable = call.problem
+    self.again = time.perf_counter() + 5
+    return LogProblem(self.unloggable)
 
 @patch
 def _write(self:App, call:Call, served:Served, role:str, asked:Asked, said):
@@ -310,11 +326,7 @@ def _write(self:App, call:Call, served:Served, role:str, asked:Asked, said):
     try:
         if self.log is not None: self.log.add(call.id, served.version, role, call.at, call.ms, asked.rows, said, keys)
     except (OSError, MlopsError) as e:
-        call.problem = f"predictions can't be logged: {getattr(e, 'what', None) or e}"
-        if call.problem != self.told: print(f'version {call.version}: {call.problem}; they are refused until they can', file=sys.stderr, flush=True)
-        self.told = self.unloggable = call.problem
-        self.again = time.perf_counter() + 5
-        raise LogProblem(self.unloggable) from e
+        raise self._unlogged(call, e) from e
     self.told = self.unloggable = ''
     self.board.add(('answers', served.version, role, 'ok'))
     self.board.add(('rows', served.version, role), asked.n)
