@@ -136,8 +136,8 @@ row = dict(x=4., n=1, note='a', day='2013-07-04T12:00:00Z', good=True)
 def champion(project, number):
     "Make a version champion, without asking anybody"
     ws = Workspace(project.settings)
-    now = holder(ws, 'line')['version']
-    if now != number: assert move(ws, 'line', now, number, vars(Registry(ws).version('line', number).artifact), 'promoted', gates=[])
+    now = holder(ws, 'line')
+    if now['version'] != number: assert move(ws, 'line', now, number, vars(Registry(ws).version('line', number).artifact), 'promoted', gates=[])
 
 
 @pytest.fixture(scope='module')
@@ -354,7 +354,7 @@ def test_a_version_that_cant_be_loaded(project):
         until(lambda: s.ask('POST', '/predict', row)[2]['version'] == '2', 60)
         until(lambda: 'problem' not in s.ask('GET', '/ready')[2], 10)
         assert ws.ledger.events('unloadable')[-1]['data']['version'] == '3'
-        assert move(ws, 'line', 2, 77, dict(digest='f'*64, name='line', size=1, kind='folder'), 'promoted', gates=[]) # nobody has its files
+        assert move(ws, 'line', holder(ws, 'line'), 77, dict(digest='f'*64, name='line', size=1, kind='folder'), 'promoted', gates=[]) # nobody has its files
         until(lambda: 'no version 77' in s.ask('GET', '/ready')[2].get('problem', ''), 60)
         assert s.ask('POST', '/predict', row)[2]['version'] == '2' and "who is wanted can't be seen" in s.text
         champion(project, 1)
