@@ -220,7 +220,7 @@ def writing(
     "Turn an OSError in the block into one clear error"
     try: yield
     except OSError as e:
-        folder = next((o for o in (Path(path), *Path(path).parents) if o.exists()), Path('/'))
+        folder = next((o for o in (Path(path), *Path(path).parents) if os.path.exists(o)), Path('/')) # a folder that we may not look into doesn't
         free = shutil.disk_usage(folder).free / 2**20
         room,rights = f"{free:,.0f} MB are free there; make room", f"check who may write to {folder}"
         remedy = {errno.ENOSPC: room, errno.EDQUOT: room, errno.EACCES: rights, errno.EPERM: rights, errno.EROFS: rights}.get(e.errno, f'{room}, or {rights}')

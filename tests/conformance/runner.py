@@ -27,6 +27,14 @@ def content(path):
 
 
 def execute(c, engine, folder, parameters, env, **options):
+    "Execute one case in its folder, again if papermill's kernel died before it was asked anything: two that start at once may choose one port"
+    seen = execute_once(c, engine, folder, parameters, env, **options)
+    if 'kernel_info' not in seen.get('traceback', ''): return seen
+    prepare(c, folder)
+    return execute_once(c, engine, folder, parameters, env, **options)
+
+
+def execute_once(c, engine, folder, parameters, env, **options):
     "Execute one case in its folder; what there is to see afterwards"
     import papermill as pm
     log, opened, seen = logging.getLogger('papermill'), {o: open(folder/f'{o}.txt', 'w') for o in c.takes}, {}
