@@ -51,7 +51,7 @@ class Sparing(NotebookExecutionManager):
         self.nb = kwargs.get('nb') or self.nb
         self.behind = True
         if self.end_time or self.written is None: self.write()
-        elif self.autosave_cell_every==0 or not self.lazy: self.write() if self.cost < 0.05 else self.catch_up()
+        elif self.autosave_cell_every==0 or not self.lazy: self.write() if self.cost < 0.25 else self.catch_up()
 
     def catch_up(self):
         "Write what is new, if it is time to"
