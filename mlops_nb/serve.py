@@ -9,6 +9,7 @@ __all__ = ['most_head', 'single', 'token_of', 'check_public', 'check_tls', 'Serv
 
 # %% ../nbs/api/15e_serve.ipynb #aea70d9c
 import asyncio, gc, json, os, re, secrets, selectors, signal, socket, ssl, subprocess, sys, tempfile, threading, time
+from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -271,7 +272,7 @@ class Supervisor:
     ):
         self.service,self.sock,self.look,self.tell,self.note,self.watch,self.go_back,self.every = service,sock,look,tell,note,watch,go_back,every
         self.wanted = self.good = as_wanted(service.wanted)
-        self.selector,self.children,self.stopping,self.failures,self.said,self.trouble,self.evidence,self.armed,self.stopped = selectors.DefaultSelector(), {}, 0, 0, set(), '', None, True, set()
+        self.selector,self.children,self.stopping,self.failures,self.said,self.trouble,self.evidence,self.armed,self.stopped,self.deaths = selectors.DefaultSelector(), {}, 0, 0, set(), '', None, True, set(), Counter()
         self.file = tempfile.TemporaryFile()
         self.file.truncate(Board.size(service.slots))
         self.board,self.asleep = Board(self.file.fileno(), 0, service.slots), threading.Event()
@@ -280,6 +281,7 @@ class Supervisor:
         "Start the worker of a slot"
         self.service.wanted = self.good.as_json()
         child = self.children[slot] = Child(self.service, slot, self.sock, self.file.fileno())
+        child.sent = child.tried = self.good
         self.selector.register(child.channel.sock, selectors.EVENT_READ, child)
 
     def forget(self, child:Child):
@@ -301,7 +303,7 @@ def listen(self:Supervisor, seconds:float=.1):
 @patch
 def on_ready(self:Supervisor, child:Child, **told):
     child.ready,child.told,self.failures = True,told,0
-    if self.wanted != self.good: child.channel.send(kind='wanted', wanted=self.wanted.as_json())
+    self.offer()
 
 @patch
 def on_failed(self:Supervisor, child:Child, problem:str): child.problem = problem
@@ -316,7 +318,8 @@ def on_unloadable(self:Supervisor, child:Child, version:str, role:str, problem:s
 @patch
 def on_settled(self:Supervisor, child:Child, digest:str, done:bool):
     "When every worker has what is wanted, it is what a new worker begins with"
-    child.settled = digest if done else ''
+    child.settled,child.tried = digest if done else '', child.sent
+    self.offer()
     if digest != self.wanted.current.digest or not all(o.settled == digest for o in self.children.values() if o.ready): return
     if self.good != self.wanted: self.announce()
     self.good = self.wanted
@@ -338,6 +341,7 @@ def mind(self:Supervisor):
         if child.ready and now - beats.get(('beat', str(child.slot)), now) > patience: child.end(signal.SIGKILL)
         if (code := child.process.poll()) is None: continue
         self.forget(child)
+        if child.sent != child.tried: self.blame(child, code)
         if not child.ready:
             self.failures += 1
             if not self.running: raise ModelError(f"{self.service.name} can't be served: " + getattr(child, 'problem', f'a worker ended with exit code {code}'), remedy="see above, or serve another version")
@@ -350,6 +354,25 @@ def mind(self:Supervisor):
 def died(code:int)->str:
     "How a process ended, in words"
     return f'was ended by {signal.Signals(-code).name}' if code < 0 else f'ended with exit code {code}'
+
+# %% ../nbs/api/15e_serve.ipynb #177caf8f
+@patch
+def offer(self:Supervisor):
+    "Let one worker try what is wanted, then all"
+    w,ready = self.wanted,[o for o in self.children.values() if o.ready]
+    if any(self.deaths[o.digest] > 1 for o in w.picks.values()): return
+    for o in ready if w == self.good or any(o.tried == w for o in ready) else ready[:1]:
+        if o.sent == w: continue
+        o.sent,o.settled = w,''
+        o.channel.send(kind='wanted', wanted=w.as_json())
+
+@patch
+def blame(self:Supervisor, child:Child, code:int):
+    "Remember what a worker was about to load when it ended"
+    new = [o for o in child.sent.picks.values() if o not in child.tried.picks.values()]
+    self.deaths.update({o.digest for o in new})
+    for o in new:
+        if self.deaths[o.digest] == 2: self.on_unloadable(child, o.version, 'current', f"version {o.version} can't be loaded: whoever loads it {died(code)}; version {self.good.current.version} answers")
 
 # %% ../nbs/api/15e_serve.ipynb #8565577e
 @patch
@@ -408,9 +431,7 @@ def follow(self:Supervisor):
     if found == self.wanted: return
     if found.current != self.wanted.current and not self.evidence: self.armed = self.armed or found.current.version != self.back_to
     self.wanted = found
-    for o in self.children.values():
-        o.settled = ''
-        if o.ready: o.channel.send(kind='wanted', wanted=found.as_json())
+    self.offer()
 
 # %% ../nbs/api/15e_serve.ipynb #4b4bea74
 @patch

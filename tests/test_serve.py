@@ -18,6 +18,7 @@ import numpy as np
 def predict(model, rows):
     "A line; one that is steep can't go far"
     if round(model.coef_[0]) == 3 and os.environ.get("LINES_FAIL"): raise ValueError("not here")
+    if round(model.coef_[0]) == 3 and os.environ.get("LINES_KILL"): os._exit(7)
     if model.coef_[0] > 8 and (np.asarray(rows["x"]) > 100).any(): raise ValueError("too far")
     return model.predict(rows[["x"]])
 
@@ -359,6 +360,17 @@ def test_a_version_that_cant_be_loaded(project):
         assert s.ask('POST', '/predict', row)[2]['version'] == '2' and "who is wanted can't be seen" in s.text
         champion(project, 1)
         until(lambda: s.ask('POST', '/predict', row)[2]['version'] == '1' and 'problem' not in s.ask('GET', '/ready')[2], 60)
+
+
+def test_a_version_that_ends_whoever_loads_it(project):
+    with Server(project, 'line', '--workers', '2', env=dict(LINES_KILL='1')) as s:
+        champion(project, 3)
+        until(lambda: "version 3 can't be loaded: whoever loads it ended with exit code 7" in s.text, 60)
+        until(lambda: len(s.workers()) == 2, 60)
+        assert s.ask('POST', '/predict', row)[2]['version'] == '1' and s.text.count('another takes its place') == 2
+        champion(project, 2)
+        until(lambda: 'version 2 of line answers' in s.text, 60)
+    champion(project, 1)
 
 
 def test_shadow_and_canary(project):
