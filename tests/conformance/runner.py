@@ -4,7 +4,7 @@ Papermill changes the working directory of its process, so each of several execu
 JSON by standard input, and each is answered with a line by standard output; what papermill and the kernels write to the terminal is caught.
 Where first cells are shared, a notebook is executed twice in the same folder, and what is seen is the second execution.
 """
-import json, logging, os, sys, time, traceback
+import contextlib, json, logging, os, sys, time, traceback
 from pathlib import Path
 
 
@@ -31,6 +31,7 @@ def execute(c, engine, folder, parameters, env, **options):
     seen = execute_once(c, engine, folder, parameters, env, **options)
     if 'kernel_info' not in seen.get('traceback', ''): return seen
     prepare(c, folder)
+    with contextlib.suppress(OSError): os.ftruncate(2, 0) # what was said of that, at the terminal
     return execute_once(c, engine, folder, parameters, env, **options)
 
 
