@@ -16,7 +16,8 @@ from .core import ConfigError, ModelError, ParameterError, StageError, did_you_m
 from .loader import read_about
 from .new import library_root
 from .package import fit_rows, load_package, package_digest
-from .promote import holder, workplace
+from .promote import version_of, workplace
+from .records import patch
 from .registry import Version, parse_ref
 from .run import run as run_pipeline
 from .source import _glob_root, is_glob
@@ -139,7 +140,8 @@ def _without_range(schema):
     return schema.with_metadata(kept or None)
 
 # %% ../nbs/api/15f_batch.ipynb #967eb67b
-def _file(self, path, told:dict):
+@patch
+def _file(self:Rows, path, told:dict):
     "The rows of one file, with the columns of all"
     import pyarrow as pa
     n = 0
@@ -148,7 +150,6 @@ def _file(self, path, told:dict):
         made = [cols[o.name].cast(o.type) if o.name in cols else pa.nulls(b.num_rows, o.type) for o in self.schema]
         yield n, pa.table(made, schema=self.schema)
         n += b.num_rows
-Rows._file = _file
 
 # %% ../nbs/api/15f_batch.ipynb #82c47071
 def _arrow_types():
@@ -369,11 +370,10 @@ def asked_version(
 )->tuple: # (Version, path of the input)
     "The version that is meant; its package is there and whole"
     name,which = parse_ref(ref)
-    row = holder(ws, name)
-    if not which and not row:
+    v = version_of(ws, registry, name, which)
+    if not v:
         registry.versions(name) # says so where nothing has that name
         raise ModelError(f"{name} has no champion", where=str(ws.settings.root), remedy=f"mlops-nb promote {name}; or name a version yourself: {name}/1")
-    v = registry.version(name, which or row['version'])
     registry.package_path(v) # its digest is right
     return v, f"models:/{name}@{which or 'champion'}" if not (which or 'c').isdigit() else f"models:/{name}/{which}"
 

@@ -14,7 +14,7 @@ from .engine import execute
 from .gate import size_mb
 from .notebook import inject, read_notebook, write_notebook
 from .parameters import injected_source
-from .promote import catch_up, history, holder, workplace
+from .promote import catch_up, history, holder, version_of, workplace
 from .registry import Registry, parse_ref
 from .report import check_parts, file_name, page_of, report_notebook, told_sections
 
@@ -131,6 +131,4 @@ def model_card(
     ws,registry = workplace(settings)
     name,which = parse_ref(ref)
     catch_up(ws)
-    row = holder(ws, name)
-    if row and which in ('','champion'): return make_card(ws, registry.found(name, row['package']['digest'], row['version']))
-    return make_card(ws, registry.version(name, which or 'latest'))
+    return make_card(ws, version_of(ws, registry, name, which) or registry.version(name, which or 'latest'))
