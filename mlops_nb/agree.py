@@ -42,8 +42,9 @@ def models_agree(ws)->str: # how many were looked at
     "Look at all models; a doubt is an error"
     names,registry = our_models(ws),Registry(ws)
     if not names: return 'none are registered'
-    doubts = [f'{o}: {said}' for o in names if (said := registry.versions(o, missing_ok=True) and champion_doubt(ws, registry, o))]
-    bad = [o for name in names if registry.versions(name, missing_ok=True) for o in bad_copies(ws, registry, name)]
+    here = [o for o in names if registry.versions(o, missing_ok=True)]
+    doubts = [f'{o}: {said}' for o in here if (said := champion_doubt(ws, registry, o))]
+    bad = [o for name in here for o in bad_copies(ws, registry, name)]
     doubts += [f"{o}: the copy that MLflow reads, {o.source}, isn't what was registered" for o in bad]
     if not doubts: return f"{len(names)} registered: {', '.join(names)}"
     raise ModelError('; '.join(doubts), remedy='; '.join(['mlops-nb models brings aliases in step, or says more']*(len(doubts) > len(bad)) + [f'mlops-nb register {o.run} makes the copy of {o} again' for o in bad]))

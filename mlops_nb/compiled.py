@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['expression_of', 'constant', 'Test', 'asked', 'typed', 'test_of', 'Symbol', 'Clock', 'SymbolTable', 'written',
-           'Across', 'mixed', 'in_zone', 'Contract', 'row', 'frame', 'broken', 'column', 'read', 'wrong', 'figures_of',
-           'told']
+           'Across', 'mixed', 'in_zone', 'Contract', 'figures_of']
 
 # %% ../nbs/api/12e_compiled.ipynb #b2edd196
 import json, re
 from datetime import datetime, timezone
 from functools import partial
+from .records import patch
 from .value import absent, array_of, brief, plain, plainly, reason, value_of, values_of
 
 # %% ../nbs/api/12e_compiled.ipynb #2c7b4c7e
@@ -268,7 +268,8 @@ def _whole(kind, part)->list:
     if kind not in ('double','float') or not str(part.dtype or '').lower().startswith(('int','uint')): return []
     return [Test('is a whole number', 'v % 1 == 0', {}, None, True)]
 
-def _tests(self):
+@patch
+def _tests(self:Contract):
     "The tests of values, and the checks of columns that none can be made of"
     if not self.parts: return
     from mlops_nb.rules import check_test, in_words
@@ -281,7 +282,6 @@ def _tests(self):
             test = test_of(o, part, self.kinds[k], number)
             if test.text: self.tests[k].append(test)
             else: self.across.append(Across(in_words(o), k, _bad(check_test(o, k))))
-Contract._tests = _tests
 
 # %% ../nbs/api/12e_compiled.ipynb #0d8f19fb
 def _bad(test):
@@ -292,7 +292,8 @@ def _bad(test):
         except Exception: return np.ones(len(df), bool)
     return bad
 
-def _rules(self, example):
+@patch
+def _rules(self:Contract, example):
     "The rules across columns that requests can be held to"
     from mlops_nb.rules import in_words, pd, standing, table_test
     few = mixed(example) if example is not None and len(example) else pd.DataFrame(columns=list(self.kinds))
@@ -303,7 +304,6 @@ def _rules(self, example):
         rule = Across(in_words(o), '', _bad(table_test(o)))
         if rows and not o.element_wise: rule.write(partial(o._check_fn, **o._check_kwargs), rows, rule.test(df), list(self.kinds), self.zones)
         self.across.append(rule)
-Contract._rules = _rules
 
 # %% ../nbs/api/12e_compiled.ipynb #9df4cefe
 def _plain(s)->list:
@@ -311,15 +311,16 @@ def _plain(s)->list:
     if s.dtype.kind == 'M': return s.to_numpy('M8[us]').astype(object).tolist()
     return s.astype(object).where(s.notna(), None).tolist() if s.dtype.kind not in 'biuf' else s.tolist()
 
-def row(self, 
+@patch
+def row(self:Contract, 
     values, # of the signature's columns, in order
 )->dict: # {v0: value, …, z0: moment in the contract's zone}
     "The names of a row's values"
     return {f'v{i}': v for i,v in enumerate(values)} | {f'z{i}': in_zone(v, self.zones[k]) for i,(k,v) in enumerate(zip(self.kinds, values)) if k in self.zones}
-Contract.row = row
 
 # %% ../nbs/api/12e_compiled.ipynb #cc6a6efe
-def frame(self, 
+@patch
+def frame(self:Contract, 
     rows, # columns by name
     n:int, # how many rows
 ): # DataFrame
@@ -328,7 +329,8 @@ def frame(self,
     df = pd.DataFrame({k: rows[k] for k in self.kinds}, index=range(n))
     return df.assign(**{k: typed(df[k], o.dtype) for k,o in self.parts.items()})
 
-def _written(self, rows)->list|None: # as `broken`; None where that can't be said
+@patch
+def _written(self:Contract, rows)->list|None: # as `broken`; None where that can't be said
     "Which rows break rules, as these are written down"
     import numpy as np
     def plain(a): return a.astype('M8[us]').astype(object).tolist() if a.dtype.kind == 'M' else a.tolist()
@@ -339,7 +341,8 @@ def _written(self, rows)->list|None: # as `broken`; None where that can't be sai
     if any(type(o) is not bool for *_,o in said): return None
     return [(i, rule.column, rule.words) for i,rule,o in said if not o]
 
-def broken(self, 
+@patch
+def broken(self:Contract, 
     rows, # columns by name, whose values are all good
     n:int, # how many rows
 )->list: # of (row, column or '', what was asked)
@@ -348,11 +351,10 @@ def broken(self,
     if n <= 200 and all(o.text for o in self.across) and (found := self._written(rows)) is not None: return found
     df = self.frame(rows, n)
     return [(int(i), o.column, o.words) for o in self.across for i in o.test(df).nonzero()[0]]
-Contract._written = _written
-Contract.frame,Contract.broken = frame,broken
 
 # %% ../nbs/api/12e_compiled.ipynb #95a4668b
-def _typed_values(self, name:str, values:list, tell, whole:bool)->list:
+@patch
+def _typed_values(self:Contract, name:str, values:list, tell, whole:bool)->list:
     "The values of a column, None for those that aren't good"
     kind,optional,good = self.kinds[name], name in self.optional, []
     if plainly(values, kind): return values
@@ -366,7 +368,8 @@ def _typed_values(self, name:str, values:list, tell, whole:bool)->list:
             elif good[-1] is None and not optional: tell(i, name, "is null, and the model needs it")
     return good
 
-def column(self, 
+@patch
+def column(self:Contract, 
     name:str, 
     values:list, # None where missing, `absent` where not even that was said
     tell, # function(row, field, reason)
@@ -380,10 +383,10 @@ def column(self,
         for i,v in enumerate(good if bad else ()):
             if v in bad: tell(i, name, reason(t.words, v, name in self.private))
     return good
-Contract._typed_values,Contract.column = _typed_values,column
 
 # %% ../nbs/api/12e_compiled.ipynb #4461786a
-def read(self, 
+@patch
+def read(self:Contract, 
     values:dict, # {column: list}
     n:int, # rows
     tell, # function(row, field, reason), called for whatever is wrong; field '' is several
@@ -401,10 +404,10 @@ def read(self,
     for i,k,words in self.broken(of, len(fine)) if fine else ():
         note(fine[i], k, reason(words, plain(of[k][i]), k in self.private) if k else f'the contract says: {words}')
     return None if wrong else of
-Contract.read = read
 
 # %% ../nbs/api/12e_compiled.ipynb #440c39ec
-def wrong(self, 
+@patch
+def wrong(self:Contract, 
     rows, # list of {column: value}, or a DataFrame; other columns don't matter
 )->list: # of (row: 0, 1, …; field, '' for several; reason); [] if all are fine
     "What is wrong with rows"
@@ -416,7 +419,6 @@ def wrong(self,
         found = [(i, '', f'must be fields and values, not {brief(o)}') for i,o in enumerate(rows) if not isinstance(o, dict)]
     self.read(values, len(at), lambda i,*o: found.append((at[i], *o)), whole=True)
     return sorted(found, key=lambda o: o[0])
-Contract.wrong = wrong
 
 # %% ../nbs/api/12e_compiled.ipynb #fb95c392
 def figures_of(
@@ -429,10 +431,10 @@ def figures_of(
     try: return found if json.loads(json.dumps(found)) == found else None
     except (TypeError, ValueError): return None
 
-def told(self)->dict: # {columns: {name: {type, missing, private, checks: [[name, figures, words]]}}, across: [words]}
+@patch
+def told(self:Contract)->dict: # {columns: {name: {type, missing, private, checks: [[name, figures, words]]}}, across: [words]}
     "What the contract says, as data"
     from mlops_nb.rules import in_words
     def checks(part): return [(figures_of(o), o) for o in part.checks if not o.raise_warning]
     of = {k: dict(type=str(o.dtype or ''), missing=self.nullable[k], private=k in self.private, checks=[['' if f is None else c.name, f or {}, in_words(c)] for f,c in checks(o)]) for k,o in self.parts.items()}
     return dict(columns=of, across=[o.words for o in self.across if not o.column])
-Contract.told = told

@@ -111,12 +111,10 @@ class Served:
 def example_rows(package)->list: # of {column: value}, as JSON has it
     "The example of a package as a request would send it"
     import json
-    frame = package.example.head(3)
-    return [{k: v for k,v in o.items() if v is not None or k in package.names} for o in json.loads(frame.to_json(orient='records', date_format='iso', date_unit='us', double_precision=15))]
+    return json.loads(package.example.head(3).to_json(orient='records', date_format='iso', date_unit='us', double_precision=15))
 
 def prove(served:Served):
     "Complain of a version that doesn't answer its own example, or answers it otherwise when it comes as a request"
-    import numpy as np
     from mlops_nb.parity import difference
     from pydantic_core import to_json
     served.runtime.warm()
@@ -147,8 +145,6 @@ class Deployment:
     @property
     def current(self)->Served: return self.now.current
     @property
-    def shadows(self)->list: return [self.now.shadow] if self.now.shadow else []
-    @property
     def versions(self)->dict: return {k: getattr(self.now, k) for k in ('current','canary','shadow') if getattr(self.now, k)}
 
 # %% ../nbs/api/15c_deployment.ipynb #459d44ab
@@ -158,7 +154,7 @@ def load(self:Deployment, wanted:Wanted)->bool: # False: something couldn't be l
     had = {o.pick: o for o in self.versions.values()}
     self.problem,made = '', {}
     for role,p in wanted.picks.items():
-        made[role] = made.get(role) or had.get(p) or next((o for o in made.values() if o and o.pick == p), None) or self._try(role, p)
+        made[role] = had.get(p) or next((o for o in made.values() if o and o.pick == p), None) or self._try(role, p)
     current = made.get('current') or self.current
     before,self.now = self.now, Now(current, made.get('canary'), round(wanted.share*2**32), made.get('shadow'), wanted.alias or 'named')
     if [o and o.version for o in before[:4:3]] != [o and o.version for o in self.now[:4:3]] or before.canary is not self.now.canary:

@@ -8,7 +8,7 @@ __all__ = ['alone', 'InOnnx', 'Quick', 'with_gaps', 'prove_quick']
 # %% ../nbs/api/13z_quick.ipynb #0fdd1ecd
 from pathlib import Path
 from .columns import Columns, Framed, as_columns
-from .parity import difference, tolerance
+from .parity import difference
 from .records import patch
 
 _counts_as_file = True # a stage that uses this module depends on its text
@@ -89,8 +89,8 @@ alone = 64 # rows that are asked one by one
 def _compare(quick, cols, said, name)->float:
     "How far the quick way is off; ValueError if that is too far"
     import numpy as np
-    few = [Columns({k: cols[k][i:i+1] for k in cols}, 1) for i in [*range(min(alone, len(cols))), *range(max(alone, len(cols)-8), len(cols))]]
     at = [*range(min(alone, len(cols))), *range(max(alone, len(cols)-8), len(cols))]
+    few = [Columns({k: cols[k][i:i+1] for k in cols}, 1) for i in at]
     n,far = difference(said, quick(cols))
     m,far1 = difference(np.asarray(said)[at], np.concatenate([np.asarray(quick(o)) for o in few]))
     if n or m: raise ValueError(f"{name} differs in {max(n, m):,} of {len(cols):,} rows, by up to {max(far, far1):.2g}")

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['json_type', 'csv_type', 'parquet_type', 'stream_type', 'file_type', 'largest_table', 'datatypes', 'length_header',
            'Asked', 'Refused', 'Errors', 'field_lines', 'row_source', 'quick_reader', 'Reader', 'keys_of', 'reader_of',
-           'format_of', 'from_text', 'read_csv', 'read_arrow', 'unpack_texts', 'pack_texts', 'input_values', 'unpacked',
-           'said_of', 'answer_json', 'answer_v2', 'wanted_format', 'answer_table']
+           'format_of', 'from_text', 'read_csv', 'read_arrow', 'unpack_texts', 'pack_texts', 'input_values',
+           'binary_values', 'said_of', 'answer_json', 'answer_v2', 'wanted_format', 'answer_table']
 
 # %% ../nbs/api/15_request.ipynb #77475661
 import re
@@ -400,11 +400,11 @@ def input_values(o, data:bytes, at:int)->tuple: # (name, values, where the next 
     if size is None: values = _listed(name, o.get('data'))
     else:
         _need(_is_size(size) and size <= len(data)-at, lambda: f'the input {name} has not as many bytes as it says')
-        values,at = unpacked(name, kind, data[at:at+size], shape[0]), at+size
+        values,at = binary_values(name, kind, data[at:at+size], shape[0]), at+size
     _need(len(values) == shape[0], lambda: f'the input {name} has {len(values)} values, and its shape says {shape[0]}')
     return name, values, at
 
-def unpacked(name:str, kind:str, part:bytes, n:int)->list:
+def binary_values(name:str, kind:str, part:bytes, n:int)->list:
     "Values in bytes"
     import numpy as np
     try: return unpack_texts(part, n) if kind == 'BYTES' else [None if v != v else v for v in np.frombuffer(part, datatypes[kind]).tolist()]

@@ -30,6 +30,7 @@ class Runtime:
     def how(self)->str:
         "How it is asked, in words"
         return f"with a DataFrame ({self.why})" if self.why else f"in columns, {'by ONNX' if self.quick.onnx else 'by the model itself'}"
+    def at_once(self, n:int)->bool: return bool(self.quick) and n <= most # are so many rows answered on the spot?
     def __repr__(self): return f'Runtime({self.package.name}: {self.how})'
     def close(self): self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -111,7 +112,7 @@ async def _work(self:Runtime):
         there = [(o, f) for o,f in self._waiting if not f.done()]
         at = {*next(iter(batches([o for o,_ in there])), ())} # the first who waits, and whoever can be asked with him
         now,self._waiting = [there[i] for i in sorted(at)], [o for i,o in enumerate(there) if i not in at]
-        if now: settle(now, await asyncio.get_running_loop().run_in_executor(self._pool, self.together, [o for o,_ in now]))
+        if now: settle(now, await asyncio.get_running_loop().run_in_executor(self._pool, self._as_one, [o for o,_ in now]))
 
 # %% ../nbs/api/15a_runtime.ipynb #122f05b4
 @patch
@@ -121,7 +122,7 @@ async def answer(self:Runtime,
     "What the model says of each row, together with others that are asked at this moment"
     loop = asyncio.get_running_loop()
     said = loop.create_future()
-    if self.quick and len(rows) <= most:
+    if self.at_once(len(rows)):
         self._soon.append((rows, said))
         if len(self._soon) == 1: loop.call_soon(self._flush)
     else:
