@@ -158,6 +158,17 @@ def _names(root, text):
     if any(not re.fullmatch(r'[\w.-]+', o) for o in found): raise ValueError('names with commas between')
     return found
 
+# %% ../nbs/api/01_config.ipynb #8317e55a
+def _window(root, text):
+    "A span of time"
+    if text not in ('hour','day','month'): raise ValueError('hour, day or month')
+    return text
+
+def _amount(root, text):
+    "A number above 0"
+    if not re.fullmatch(r'\d{1,9}(\.\d{1,9})?', text) or not float(text): raise ValueError('a number above 0')
+    return float(text)
+
 # %% ../nbs/api/01_config.ipynb #565936ef
 known_keys = dict(
     store   = ('.mlops/store',               _place, 'artifacts: a folder, or a URL like s3://bucket/prefix'),
@@ -181,7 +192,13 @@ known_keys = dict(
     serve_cert    = ('',                     _file,  'certificate for https, a PEM file'),
     serve_key     = ('',                     _file,  'its private key, a PEM file; default: it is in the file of the certificate'),
     predictions   = ('.mlops/predictions',   _tracking, 'log of what was foretold: a folder, or none'),
-    private       = ('',                     _names, 'fields of requests that are written nowhere, as a, b'))
+    private       = ('',                     _names, 'fields of requests that are written nowhere, as a, b'),
+    labels        = ('.mlops/labels',        _place, 'what happened, as far as it is known by now: a folder'),
+    monitor_window = ('day',                 _window, 'what is compared with the reference: hour, day or month'),
+    monitor_time  = ('',                     _text,  'column of the rows that says when they are of; default: when they were asked about'),
+    monitor_alarms = ('1',                   _amount, 'false alarms about one model that are put up with, a year'),
+    alert_webhook = ('',                     _text,  'URL that is told of alerts, by POST; as ${VAR} if it holds a secret'),
+    alert_file    = ('',                     _file,  'file that gets a line of JSON for each alert'))
 
 # %% ../nbs/api/01_config.ipynb #9fc7d9f1
 def _check_section(name):
@@ -308,6 +325,12 @@ class Settings:
     serve_key:str # PEM file, or ''
     predictions:str # folder of the log, or none
     private:tuple # fields that are written nowhere
+    labels:str # folder of what happened
+    monitor_window:str # hour, day or month
+    monitor_time:str # column that says when rows are of, or ''
+    monitor_alarms:float # false alarms that are put up with, a year
+    alert_webhook:str # URL, or ''
+    alert_file:str # or ''
     secrets:Secrets # names only; a value is read when used
     nbs:Path # folder of the notebooks
     lib:str # name of the library they export to, or None

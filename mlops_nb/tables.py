@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['run_columns', 'stage_columns', 'artifact_columns', 'edge_columns', 'event_columns', 'claim_columns',
-           'environment_columns', 'alias_columns', 'tracked_columns', 'version', 'tables', 'notebook_param',
-           'code_param', 'known', 'checked', 'as_rows', 'stamp', 'insert_new', 'NoSuchRun', 'matching', 'find_row',
-           'as_artifact', 'add_edges', 'plain_artifacts']
+           'environment_columns', 'alias_columns', 'tracked_columns', 'sketch_columns', 'sketched_columns',
+           'alert_columns', 'firing_columns', 'watched_columns', 'version', 'tables', 'notebook_param', 'code_param',
+           'known', 'checked', 'as_rows', 'stamp', 'insert_new', 'NoSuchRun', 'matching', 'find_row', 'as_artifact',
+           'add_edges', 'plain_artifacts']
 
 # %% ../nbs/api/03c_tables.ipynb #7fe258c4
 import re
@@ -64,8 +65,28 @@ environment_columns = dict(digest=str, packages=dict, created=str)
 alias_columns = dict(name=str, alias=str, version=int, package=dict, state=str, event=int, time=str) # which version of a model has an alias; state: is the registry in step?
 tracked_columns = dict(id=str, target=str, mlflow_id=str, state=str, time=str) # what a tracking server knows of a run, a stage run or a study
 
+# %% ../nbs/api/03c_tables.ipynb #94cbdb15
+sketch_columns = dict(model=str, version=str, span=str, start=str, rows=int, data=dict) # span: hour | day | month
+sketched_columns = dict(model=str, part=str, rows=int, time=str)
+alert_columns = dict(
+    id=str, time=str, model=str, version=str,
+    kind=str, # drift | skew | performance | traffic | errors
+    what=str, # the column or the metric
+    start=str, end=str, # of the window
+    data=dict, # the evidence
+    told=dict) # {outlet: time}: who has been told
+firing_columns = dict(
+    id=str, trigger=str, event=str, # event: what fired it, in a word that no other event of this trigger has
+    due=str, time=str, ended=str, # when it was to fire, when it was noticed, when its run had ended
+    status=str, # waiting | running, then completed | failed | skipped | missed
+    why=str, # it fired, waits, or didn't fire
+    data=dict, # what the event says
+    pipeline=str, params=dict, run_id=str, attempts=int,
+    owner=dict, beat=str) # the process that runs it, and its last sign of life
+watched_columns = dict(trigger=str, state=dict, time=str) # how far a trigger has looked
+
 # %% ../nbs/api/03c_tables.ipynb #c2803713
-version = 4
+version = 5
 tables = dict(
     runs=Table(run_columns, indexes=(('started',), ('status',), ('study',))),
     stage_runs=Table(stage_columns, indexes=(('fingerprint','status','ended'), ('pipeline','stage','status','ended'), ('run_id',), ('id','source','pipeline','stage'))),
@@ -75,7 +96,12 @@ tables = dict(
     claims=Table(claim_columns, key=('fingerprint',)),
     environments=Table(environment_columns, key=('digest',)),
     aliases=Table(alias_columns, key=('name','alias')),
-    tracked=Table(tracked_columns, key=('id','target'), indexes=(('target','state'),)))
+    tracked=Table(tracked_columns, key=('id','target'), indexes=(('target','state'),)),
+    sketches=Table(sketch_columns, key=('model','version','span','start')),
+    sketched=Table(sketched_columns, key=('model','part')),
+    alerts=Table(alert_columns, key=('id',), indexes=(('model','time'),)),
+    firings=Table(firing_columns, key=('id',), indexes=(('trigger','due'), ('status',))),
+    watched=Table(watched_columns, key=('trigger',)))
 
 # %% ../nbs/api/03c_tables.ipynb #3d0dc318
 def known(
