@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['json_header', 'words', 'buckets', 'json_types', 'wrong_bodies', 'public', 'helps', 'Board', 'Limits', 'Call',
-           'refusal', 'body_of', 'unpacked', 'App', 'LogProblem', 'field_schema', 'row_schema', 'prediction_schema',
-           'schemas', 'infer_example', 'paths', 'openapi', 'make_pages', 'families', 'metrics_text', 'page']
+           'refusal', 'body_of', 'unpacked', 'App', 'LogProblem', 'asked_schema', 'field_schema', 'row_schema',
+           'prediction_schema', 'schemas', 'infer_example', 'paths', 'openapi', 'make_pages', 'families',
+           'metrics_text', 'page']
 
 # %% ../nbs/api/15d_app.ipynb #5aa52882
 import asyncio, hmac, itertools, mmap, re, secrets, sys, time, traceback, zlib
@@ -396,14 +397,29 @@ async def _ask_shadow(self:App, call:Call, served:Served|None):
 json_types = dict(boolean=dict(type='boolean'), integer=dict(type='integer', minimum=-2**31, maximum=2**31-1), long=dict(type='integer', minimum=-2**63, maximum=2**63-1), float=dict(type='number'), double=dict(type='number'),
     string=dict(type='string'), datetime=dict(type='string', format='date-time'))
 
-def field_schema(o:dict)->dict:
+_asks = dict(isin=dict(enum='allowed_values'), equal_to=dict(const='value'), greater_than_or_equal_to=dict(minimum='min_value'), less_than_or_equal_to=dict(maximum='max_value'), greater_than=dict(exclusiveMinimum='min_value'),
+    less_than=dict(exclusiveMaximum='max_value'), in_range=dict(minimum='min_value', maximum='max_value'), str_matches=dict(pattern='pattern'), str_length=dict(minLength='min_value', maxLength='max_value'))
+
+def asked_schema(checks:list)->dict: # of (name, figures, words)
+    "What a contract asks of a value, as far as JSON Schema can say it"
+    s = {}
+    for name,figures,_ in checks:
+        for k,v in _asks.get(name, {}).items():
+            if figures.get(v) is not None and (name != 'in_range' or figures.get(f'include_{k[:3]}') is not False): s[k] = figures[v] if k != 'pattern' or figures[v].startswith('^') else f'^(?:{figures[v]})' # pandera's begins at the beginning
+    return s
+
+def field_schema(
+    o:dict, # a column of the signature
+    said:dict=None, # what the contract says of it
+)->dict:
     "A column as JSON Schema"
-    s = dict(json_types[o['type']])
-    return s if o['required'] else s | dict(type=[s['type'], 'null'])
+    s = dict(json_types[o['type']]) | ({} if o['type'] == 'datetime' or not said else asked_schema(said['checks']))
+    if o['required']: return s
+    return s | dict(type=[s['type'], 'null']) | (dict(enum=[*s['enum'], None]) if 'enum' in s else {})
 
 def row_schema(about:dict)->dict:
     "A row as JSON Schema"
-    return dict(type='object', title='Row', additionalProperties=False, properties={o['name']: field_schema(o) for o in about['columns']}, required=[o['name'] for o in about['columns'] if o['required']])
+    return dict(type='object', title='Row', additionalProperties=False, properties={o['name']: field_schema(o, ((about.get('contract') or {}).get('columns') or {}).get(o['name'])) for o in about['columns']}, required=[o['name'] for o in about['columns'] if o['required']])
 
 def prediction_schema(about:dict)->dict:
     "A prediction as JSON Schema"
@@ -519,7 +535,7 @@ def make_pages(app): # FastAPI
     routes = {'/health': lambda: dict(status='lives'), '/ready': ready, '/v2/health/live': lambda: dict(live=True), '/v2/health/ready': ready, '/v2': lambda: dict(name='mlops_nb', version=_version(), extensions=['binary_tensor_data']),
         model: app.model, f'{model}/ready': lambda: ready() if not app.state()['ready'] else dict(name=app.name, ready=True), '/metrics': lambda: Response(metrics_text(app), media_type='text/plain; version=0.0.4; charset=utf-8'),
         '/': lambda: HTMLResponse(page(app))}
-    for k,f in routes.items(): pages.add_api_route(k, _async(f), methods=['GET'], include_in_schema=False)
+    for k,f in routes.items(): pages.add_api_route(k, _async(f), methods=['GET','HEAD'], include_in_schema=False)
     async def version_model(version:str): return of(version, app.model)
     async def version_ready(version:str): return of(version, lambda: dict(name=app.name, ready=True))
     async def post_only(): return err(405, 'send a POST')

@@ -9,14 +9,11 @@ __all__ = ['stage_facts', 'last_gates', 'run_facts', 'card_facts', 'execute_card
 # %% ../nbs/api/14d_card.ipynb #20754f6e
 import json, shutil, tempfile
 from pathlib import Path
-from .core import ConfigError, StageError, atomic_copy, atomic_write, new_id, writing
-from .engine import execute
+from .core import ConfigError, atomic_write, writing
 from .gate import size_mb
-from .notebook import inject, read_notebook, write_notebook
-from .parameters import injected_source
 from .promote import catch_up, history, holder, version_of, workplace
 from .registry import Registry, parse_ref
-from .report import check_parts, file_name, page_of, report_notebook, told_sections
+from .report import check_parts, execute_page, file_name, page_of, told_sections, with_facts
 
 # %% ../nbs/api/14d_card.ipynb #8061b205
 def stage_facts(
@@ -61,12 +58,9 @@ def execute_card(
 ):
     "Execute the notebook of cards"
     with tempfile.TemporaryDirectory(prefix='mlops-') as tmp:
-        src,out,told = (Path(tmp)/o for o in ('card.ipynb','executed.ipynb','facts.json'))
+        told = Path(tmp)/'facts.json'
         told.write_text(json.dumps(facts, default=str), 'utf-8')
-        write_notebook(src, inject(read_notebook(report_notebook(settings, 'card.ipynb')), injected_source(dict(facts=str(told), package=str(package)), ())))
-        res = execute(dict(id=new_id(), notebook=str(src), output=str(out), cwd=str(settings.root), seed=settings.seed, engine=settings.engine, memory=str(settings.state/'rungs')))
-        if out.exists(): atomic_copy(out, dest)
-    if e := res['error']: raise StageError(f"the card can't be made: {e['ename']}: {next(iter(e['evalue'].splitlines()), '')}", where=str(dest), remedy="open that notebook: the cell that failed says why")
+        execute_page(settings, with_facts(settings, 'card.ipynb', told, package=str(package)), dest, 'the card')
 
 # %% ../nbs/api/14d_card.ipynb #ace4d205
 def markdown_of(

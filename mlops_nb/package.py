@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['kind_of', 'columns_of', 'signature_of', 'fit_rows', 'renumber', 'write_skops', 'spec_of', 'own_classes',
-           'project_files', 'requirements', 'loader_name', 'mlmodel', 'example_json', 'output_of', 'schema_of',
-           'make_contract', 'keep_contract', 'check_first', 'save_model', 'package_digest', 'Package',
+           'project_files', 'requirements', 'loader_name', 'mlmodel', 'example_json', 'output_of', 'sketch_of',
+           'schema_of', 'make_contract', 'keep_contract', 'check_first', 'save_model', 'package_digest', 'Package',
            'allowed_pickles', 'load_package']
 
 # %% ../nbs/api/14_package.ipynb #62b0e16b
@@ -21,8 +21,9 @@ from .config import load_settings
 from .content import DigestCache
 from .core import ConfigError, DamagedError, ModelError, atomic_copy, did_you_mean, digest_file, short
 from .origin import is_tool
-from .parity import in_onnx
+from .parity import Watched, in_onnx
 from .quick import prove_quick
+from .sketch import bins_json, shape_of, sketch, tally_json
 from .value import largest, plain
 
 _counts_as_file = True # a stage that uses this module depends on its text, not on whatever it might look at
@@ -288,6 +289,24 @@ def _with_predictions(rows, said):
     if isinstance(said, pd.DataFrame): return rows.reset_index(drop=True).join(said.reset_index(drop=True).add_prefix('prediction_'))
     return rows.reset_index(drop=True).assign(prediction=list(said))
 
+# %% ../nbs/api/14_package.ipynb #bd5bb121
+def sketch_of(
+    columns:list, # of the signature
+    rows, # DataFrame
+    made, # what the model was asked: a DataFrame of features, or anything else
+    said, # one prediction a row
+    happened=None, # outcomes
+)->dict: # JSON
+    "What a reference is like"
+    inputs = {o['name']: rows[o['name']] for o in columns}
+    features = {str(k): made[k] for k in getattr(made, 'columns', ()) if str(k) not in inputs}
+    table = inputs | features
+    if not hasattr(said, 'columns'): table |= dict(prediction=list(said))
+    if happened is not None: table |= dict(outcome=happened)
+    shape = shape_of(table)
+    [counted] = sketch(shape, table)
+    return dict(rows=len(rows), features=list(features), shape={k: bins_json(v) for k,v in shape.items()}, columns={k: tally_json(v) for k,v in counted.items()})
+
 # %% ../nbs/api/14_package.ipynb #7c418736
 def schema_of(
     contract:dict,
@@ -366,13 +385,17 @@ def save_model(
     real = example if reference is None else fit_rows(columns, reference, 'reference')
     made,contract = make_contract(schema, columns, example)
     if contract: keep_contract(made, contract['schema'], example=example, reference=real)
-    if reference is not None: reference = _with_predictions(reference.assign(**real), ask(model, real, **tables))
+    if reference is not None:
+        watched = Watched(model)
+        reference = _with_predictions(reference.assign(**real), predicted := ask(watched, real, **tables))
+        told = sketch_of(columns, real, watched.rows, predicted, reference[outcome] if outcome else None)
     about = dict(format=loader.format, name=name, predict=spec, columns=columns, output=output_of(said, len(example)), tables=sorted(tables), trust=sorted(trust),
         purpose=inspect.cleandoc(purpose), limits=inspect.cleandoc(limits), facts=facts or {}, python=platform.python_version(),
         reference=dict(rows=len(reference), outcome=outcome) if reference is not None else None, contract=contract)
     with tempfile.TemporaryDirectory() as tmp:
         dest = Path(tmp)/'package'
         dest.mkdir()
+        if reference is not None: (dest/'sketch.json').write_text(json.dumps(told), 'utf-8')
         _fill(dest, about, model, example, said, tables, reference, index, pickle, lambda m: ask(m, real, **tables), real)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         atomic_copy(dest, path)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['style', 'page', 'check_parts', 'file_name', 'report_folder', 'report_notebook', 'secrets_of', 'prepared',
-           'execute_report', 'told_sections', 'page_of', 'outside_requests', 'study_report']
+           'execute_page', 'with_facts', 'execute_report', 'told_sections', 'page_of', 'outside_requests',
+           'study_report']
 
 # %% ../nbs/api/10f_report.ipynb #8dc6e433
-import json, re, shutil, tempfile
+import json, re, tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from .config import mask_url
@@ -65,6 +66,31 @@ def prepared(settings, name:str)->dict: # nbformat 4 JSON
     values = dict(study=name) if hidden else dict(storage=str(settings.studies), study=name)
     return inject(read_notebook(report_notebook(settings)), injected_source(values, ['storage'] if hidden else ()))
 
+# %% ../nbs/api/10f_report.ipynb #9f9f5ef4
+def execute_page(
+    settings,
+    raw:dict, # notebook with its parameters, nbformat 4 JSON
+    dest:Path, # where the executed notebook goes
+    what:str='the page', # in words, for the error
+    secrets:dict=None, # {name: value} that must not be seen
+):
+    "Execute a notebook that tells of something"
+    with tempfile.TemporaryDirectory(prefix='mlops-') as tmp:
+        src,out = (Path(tmp)/o for o in ('page.ipynb','executed.ipynb'))
+        write_notebook(src, raw)
+        res = execute(dict(id=new_id(), notebook=str(src), output=str(out), cwd=str(settings.root), seed=settings.seed, engine=settings.engine, secrets=secrets or {}, memory=str(settings.state/'rungs')))
+        if out.exists(): atomic_copy(out, dest)
+    if e := res['error']: raise StageError(f"{what} can't be made: {e['ename']}: {next(iter(e['evalue'].splitlines()), '')}", where=str(dest), remedy="open that notebook: the cell that failed says why")
+
+def with_facts(
+    settings,
+    notebook:str, # name of a notebook of reports
+    facts:Path, # the file in which it finds them
+    **more, # other parameters
+)->dict: # nbformat 4 JSON
+    "A notebook of reports that is told what it shall tell"
+    return inject(read_notebook(report_notebook(settings, notebook)), injected_source(dict(facts=str(facts), **more), ()))
+
 # %% ../nbs/api/10f_report.ipynb #a8208b3d
 def execute_report(
     settings,
@@ -72,15 +98,7 @@ def execute_report(
     dest:Path, # where the executed notebook goes
 ):
     "Execute the notebook of reports for a study"
-    tmp = Path(tempfile.mkdtemp(prefix='mlops-'))
-    try:
-        write_notebook(tmp/'study.ipynb', prepared(settings, name))
-        res = execute(dict(id=new_id(), notebook=str(tmp/'study.ipynb'), output=str(tmp/'executed.ipynb'), cwd=str(settings.root), seed=settings.seed, engine=settings.engine,
-            secrets=secrets_of(settings.studies), memory=str(settings.state/'rungs')))
-        if (tmp/'executed.ipynb').exists(): atomic_copy(tmp/'executed.ipynb', dest)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
-    if e := res['error']: raise StageError(f"the report of {name} can't be made: {e['ename']}: {e['evalue'].splitlines()[0] if e['evalue'] else ''}", where=str(dest),
-        remedy="open that notebook: the cell that failed says why")
+    execute_page(settings, prepared(settings, name), dest, f'the report of {name}', secrets_of(settings.studies))
 
 # %% ../nbs/api/10f_report.ipynb #a86f4d13
 style = '''

@@ -62,7 +62,7 @@ class Errors:
     def end(self):
         "Refuse the request if there are any"
         if not self.n: return
-        rows = f"the request can't be answered: {self.n} thing{'s' if self.n > 1 else ''} in it can't be"
+        rows = f"these rows can't be taken: {self.n} thing{'s are' if self.n > 1 else ' is'} wrong"
         raise Refused(422, rows + (f', of which these are the first {self.most}' if self.n > self.most else ''), sorted(self.found, key=lambda o: o['row']))
 
 # %% ../nbs/api/15_request.ipynb #a9938c71
