@@ -8,7 +8,7 @@ __all__ = ['app', 'Env', 'Json', 'Params', 'ParamsFile', 'Pairs', 'PipelineName'
            'tell_results', 'model_text', 'next_steps', 'duration', 'first_trials', 'tune', 'studies', 'study', 'ui',
            'track', 'plan', 'check_study', 'runs', 'show', 'logs', 'diff', 'pin_runs', 'gc', 'reproduce', 'register',
            'models', 'lineage', 'put_lineage', 'schema_infer', 'tell_promotion', 'promote', 'rollback', 'audit', 'card',
-           'serve', 'predict', 'export', 'findings_table', 'doctor', 'tell_error', 'main']
+           'serve', 'predict', 'export', 'labels', 'alerts', 'findings_table', 'doctor', 'tell_error', 'main']
 
 # %% ../nbs/api/21_cli.ipynb #27cabaaf
 import json, os, signal, sys
@@ -660,6 +660,44 @@ def export(
         text = f"{r['file']} has the InferenceService {r['name']}, of {r['model']} version {r['version']}.\nNext: kubectl apply -f {r['file']}"
     if as_json: print_json(r)
     else: print(text)
+
+# %% ../nbs/api/21_cli.ipynb #1f939919
+@app.command()
+def labels(
+    name:ModelName,
+    input:Annotated[str, typer.Option('--input', '-i', metavar='LABELS', help='a file, a folder or a quoted pattern of files: key, what happened, and perhaps time; without it: what was told', show_default=False)]='',
+    env:Env=None,
+    as_json:Json=False,
+):
+    "Tell what happened, by the keys of earlier requests."
+    from mlops_nb.labels import add_labels, label_files, labels_text
+    settings = settings_of(env)
+    if input:
+        r = add_labels(settings, name, input)
+        return print_json(r) if as_json else print(*labels_text(r), sep='\n')
+    found = label_files(settings, name)
+    if as_json: return print_json(dict(model=name, files=found))
+    if not found: return print(f"Nobody has told what happened to what {name} foretold. Do: mlops-nb labels {name} --input FILE")
+    from mlops_nb.show import console, table
+    console().print(table('', 'added', 'labels', 'file', rows=[(o['added'][:16].replace('T',' '), f"{o['rows']:,}", o['digest'][:10]) for o in found], right=('labels',)))
+
+# %% ../nbs/api/21_cli.ipynb #cfef6214
+@app.command()
+def alerts(
+    name:Annotated[Optional[str], typer.Argument(help='only those about this model', metavar='MODEL', show_default=False)]=None,
+    kind:Annotated[Optional[list[str]], typer.Option('--kind', metavar='KIND', help='only of this kind: drift, skew, performance, traffic, errors')]=None,
+    limit:Annotated[int, typer.Option('--limit', '-n', min=1, help='how many')]=50,
+    env:Env=None,
+    as_json:Json=False,
+):
+    "What the monitors found, the oldest first, and who has been told."
+    from mlops_nb.alert import alerts as raised, alerts_table
+    from mlops_nb.plan import Workspace
+    found = raised(Workspace(settings_of(env)), name, kind or None)[-limit:]
+    if as_json: return print_json(dict(alerts=found))
+    if not found: return print("No alerts.")
+    from mlops_nb.show import console
+    console().print(alerts_table(found))
 
 # %% ../nbs/api/21_cli.ipynb #4614cf3e
 def findings_table(found):
