@@ -552,9 +552,11 @@ def run(
     command:str='', # as typed, for the ledger
     variables:dict=None, # environment variables that each stage run gets
     made:dict=None, # {stage: {parameter: Artifact}}: with `only`, what the stages above have made, if not what they would make now; nothing is published
+    id:str=None, # from `new_id`: the id of the run, where somebody has to know it beforehand; default: a new one
 )->list: # of RunResult; one unless `each` is given
     "Run a pipeline"
     ws,again,runs,jobs = Workspace(settings, variables), '', [], settings.jobs if jobs is None else jobs
+    if id and each: raise ParameterError("several runs can't have one id", where='id', remedy='run once for each')
     if jobs < 1: raise ParameterError(f"{jobs} jobs at a time", where='jobs', remedy='1 or more')
     with signals_as_interrupt():
         try:
@@ -568,7 +570,7 @@ def run(
                 clean_up_after_the_dead(ws)
                 finish_promotions(ws)
                 prepare(ws, p)
-                known = circumstances(ws, command)
+                known = circumstances(ws, command) | (dict(id=id) if id else {})
                 nudge(settings, patience=3)
                 execute_runs(ws, runs, executor, listener, lambda run: note_start(ws, run, known, each))
             for o in runs: o.models = hand_on(ws, o) if o.result().status == 'completed' else []
