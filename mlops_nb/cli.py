@@ -8,7 +8,8 @@ __all__ = ['app', 'Env', 'Json', 'Params', 'ParamsFile', 'Pairs', 'PipelineName'
            'tell_results', 'model_text', 'next_steps', 'duration', 'first_trials', 'tune', 'studies', 'study', 'ui',
            'track', 'plan', 'check_study', 'runs', 'show', 'logs', 'diff', 'pin_runs', 'gc', 'reproduce', 'register',
            'models', 'lineage', 'put_lineage', 'schema_infer', 'tell_promotion', 'promote', 'rollback', 'audit', 'card',
-           'serve', 'predict', 'export', 'labels', 'alerts', 'findings_table', 'doctor', 'tell_error', 'main']
+           'serve', 'predict', 'export', 'tell_happening', 'tell_preview', 'watch', 'fire', 'triggers', 'labels',
+           'alerts', 'findings_table', 'doctor', 'tell_error', 'main']
 
 # %% ../nbs/api/21_cli.ipynb #27cabaaf
 import json, os, signal, sys
@@ -660,6 +661,74 @@ def export(
         text = f"{r['file']} has the InferenceService {r['name']}, of {r['model']} version {r['version']}.\nNext: kubectl apply -f {r['file']}"
     if as_json: print_json(r)
     else: print(text)
+
+# %% ../nbs/api/21_cli.ipynb #107c6366
+def tell_happening(as_json:bool):
+    "A listener: a line for each happening, of text or of JSON"
+    from mlops_nb.watch import line_of
+    def plain(o): return print(json.dumps(o, ensure_ascii=False, default=str) if as_json else line_of(o), flush=True)
+    return plain
+
+def tell_preview(found:list, as_json:bool):
+    "What a look would do"
+    if as_json: return print_json(dict(triggers=found))
+    for o in found: print(f"{o['trigger']:<12}  {o['what']}: {o['text']}")
+    if not found: print("Nothing would fire, and nothing waits.")
+
+# %% ../nbs/api/21_cli.ipynb #86346c1f
+@app.command()
+def watch(
+    every:Annotated[str, typer.Option('--every', metavar='TIME', help='time between looks: 10s, 1m')]='10s',
+    once:Annotated[bool, typer.Option('--once', help='look once, do what fires, and end')]=False,
+    dry_run:Annotated[bool, typer.Option('--dry-run', help='say what would fire, and why not; writes nothing')]=False,
+    port:Annotated[Optional[int], typer.Option(min=0, max=65535, help='answer calls there too: POST /fire/NAME, with MLOPS_TOKEN', show_default=False)]=None,
+    host:Annotated[str, typer.Option(help='address to answer calls at; others than this machine can reach it only if you name one, and MLOPS_TOKEN', metavar='ADDRESS')]='127.0.0.1',
+    env:Env=None, as_json:Json=False,
+):
+    "Look at the triggers, and do what fires."
+    from mlops_nb.watch import preview, watch as watch_all, watch_once
+    settings,seconds,heard = settings_of(env), duration(every, '--every'), []
+    if dry_run: return tell_preview(preview(settings), as_json)
+    tell = tell_happening(as_json)
+    if not once: return watch_all(settings, seconds, port, host, listener=tell, tell=lambda *o: print(*o, file=sys.stderr if as_json else sys.stdout, flush=True))
+    rows = watch_once(settings, listener=lambda o: (heard.append(o['what']), tell(o)))
+    if not heard and not as_json: print("Nothing fired, and nothing waited.")
+    if 'error' in heard or any(o['status'] == 'failed' for o in rows): raise typer.Exit(1)
+
+# %% ../nbs/api/21_cli.ipynb #4e71a604
+@app.command()
+def fire(
+    name:Annotated[str, typer.Argument(help='of a trigger of settings.ini', metavar='NAME')],
+    param:Params=None,
+    params_file:ParamsFile=None,
+    id:Annotated[str, typer.Option('--id', metavar='ID', help='of this call: the same id fires once', show_default=False)]='',
+    wait:Annotated[bool, typer.Option('--wait', help='do it here and now, or wait for the watcher that does')]=False,
+    env:Env=None, as_json:Json=False,
+):
+    "Fire a trigger by hand."
+    from mlops_nb.watch import fire_and_wait, fire as fire_by_hand, outcome_text
+    settings,params = settings_of(env), given(params_file, param)
+    row = fire_and_wait(settings, name, params, id, (lambda o: None) if as_json else tell_happening(False)) if wait else fire_by_hand(settings, name, params, id)
+    if as_json: print_json(dict(firing=row['id'], trigger=name, event=row['event'], status=row['status'], run=row['run_id'], params=row['params'], outcome=outcome_text(row)))
+    elif wait: print(outcome_text(row))
+    else: print(f"Fired: {row['id']} {'waits for a watcher: mlops-nb watch' if row['status'] == 'waiting' else outcome_text(row)}")
+    if row['status'] == 'failed' or wait and row['status'] != 'completed': raise typer.Exit(1)
+
+# %% ../nbs/api/21_cli.ipynb #48ef4c92
+@app.command()
+def triggers(
+    name:Annotated[Optional[str], typer.Argument(help='the history of this one: what fired, what did not, and why', metavar='NAME', show_default=False)]=None,
+    limit:Annotated[int, typer.Option('--limit', '-n', min=1, help='how many')]=20,
+    env:Env=None, as_json:Json=False,
+):
+    "The triggers, when they fired last, and what came of it."
+    from mlops_nb.show import console
+    from mlops_nb.watch import history_rows, history_table, trigger_rows, triggers_table
+    settings = settings_of(env)
+    rows = history_rows(settings, name, limit) if name else trigger_rows(settings)
+    if as_json: return print_json(dict(trigger=name, firings=rows) if name else dict(triggers=rows))
+    if not rows: return print("It has not fired yet." if name else "There are no triggers. A section [trigger:NAME] of settings.ini is one.")
+    console().print(history_table(rows) if name else triggers_table(rows))
 
 # %% ../nbs/api/21_cli.ipynb #1f939919
 @app.command()

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['checks', 'extras', 'Finding', 'check', 'examine', 'python', 'packages', 'bytecode', 'settings', 'expected_way',
-           'engine', 'disk', 'store', 'ledger', 'pipelines', 'mlflow', 'models', 'optional_parts', 'examine_all']
+           'engine', 'disk', 'store', 'ledger', 'pipelines', 'mlflow', 'models', 'triggers', 'optional_parts',
+           'examine_all']
 
 # %% ../nbs/api/09c_doctor.ipynb #6495bebf
 import importlib.metadata, importlib.util, os, platform, shutil, sys
@@ -145,6 +146,14 @@ def models(ws)->str:
     from importlib import import_module
     if ws.settings.mlflow == 'none' or not mlflow_here(): return 'there is no registry'
     return import_module('mlops_nb.agree').models_agree(ws) # a room far above, which knows models
+
+# %% ../nbs/api/09c_doctor.ipynb #469bf399
+@check
+def triggers(ws)->str:
+    "Can all triggers be read, and do their pipelines load?"
+    from importlib import import_module
+    if not ws.settings.triggers: return 'there are none'
+    return import_module('mlops_nb.trigger').triggers_are_well(ws.settings) # a room far above, which knows triggers
 
 # %% ../nbs/api/09c_doctor.ipynb #7ff11491
 extras = dict(tune='optuna', validate='pandera', track='mlflow', ui='flask', lab='jupyterlab', docs='sphinx', serve='skl2onnx', dask='distributed', kubeflow='kfp', s3='s3fs', postgres='psycopg',
