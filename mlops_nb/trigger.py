@@ -151,7 +151,8 @@ def trigger_of(
 
 # %% ../nbs/api/17_trigger.ipynb #b42f963e
 _always = 'trigger','event','due','day','month','year' # the day on which it was due; of an alert: on which its window began
-_tells = dict(demand=(), schedule=(), data=('file','files','value','before'), performance=('model','version','start','end','what','value'), drift=('model','version','start','end','what','value'))
+_of_alerts = 'model','version','start','end','what','value','labelled','labelled_month' # labelled: the last window whose outcomes are known, as 2013-06
+_tells = dict(demand=(), schedule=(), data=('file','files','value','before'), performance=_of_alerts, drift=_of_alerts)
 _re_field = re.compile(r'\{(\w+)\}')
 
 def named_in(pattern:str)->list: 
@@ -364,7 +365,7 @@ def alert_rows(ws, t:Trigger)->list: # oldest first
     "The alerts that a trigger waits for"
     a = ws.ledger.t.alerts
     with ws.ledger.db.read() as c: rows = as_rows(c.execute(a.select().where(a.c.model==t.model, a.c.kind.in_(_raised_by[t.on])).order_by(a.c.start, a.c.time, a.c.id)))
-    return [o for o in rows if not t.what or o['what'] in t.what]
+    return [o for o in rows if not t.what or {o['what'], *((o['data'] or {}).get('columns') or ())} & {*t.what}]
 
 def windows_of(rows:list)->dict: # {(start, end, version): rows}, oldest first
     "Alerts by window and version"
@@ -383,7 +384,8 @@ def of_window(t:Trigger, start:str, end:str, version:str, rows:list, now:datetim
     "The event of one window"
     what = list(dict.fromkeys(o['what'] or '' for o in rows))
     value = next((o['data'][k] for o in rows for k in ('value','statistic') if isinstance(o['data'], dict) and k in o['data']), None)
-    data = day_fields(_when(start, now), t.zone) | dict(due=stamp(now), model=t.model, version=version, start=start, end=end, what=','.join(what), value=value, alerts=[o['id'] for o in rows])
+    known = {k: v for o in rows for k,v in (o['data'] or {}).items() if k in ('labelled','labelled_month')}
+    data = day_fields(_when(start, now), t.zone) | dict(due=stamp(now), model=t.model, version=version, start=start, end=end, what=','.join(what), value=value, alerts=[o['id'] for o in rows]) | known
     return Event(f'{version} {start} {end}'.strip(), now, data, f"{t.on} of version {version} in {start[:16]} to {end[:16]}: {', '.join(what[:3])}" + (f' and {len(what)-3} more' if len(what) > 3 else ''))
 
 def look_at_alerts(ws, t:Trigger, state:dict|None, now:datetime)->Seen:
