@@ -9,7 +9,7 @@ __all__ = ['app', 'Env', 'Json', 'Params', 'ParamsFile', 'Pairs', 'PipelineName'
            'track', 'plan', 'check_study', 'runs', 'show', 'logs', 'diff', 'pin_runs', 'gc', 'reproduce', 'register',
            'models', 'lineage', 'put_lineage', 'schema_infer', 'tell_promotion', 'promote', 'rollback', 'audit', 'card',
            'serve', 'predict', 'export', 'tell_happening', 'tell_preview', 'watch', 'fire', 'triggers', 'labels',
-           'alerts', 'findings_table', 'doctor', 'tell_error', 'main']
+           'alerts', 'monitor', 'findings_table', 'doctor', 'tell_error', 'main']
 
 # %% ../nbs/api/21_cli.ipynb #27cabaaf
 import json, os, signal, sys
@@ -767,6 +767,26 @@ def alerts(
     if not found: return print("No alerts.")
     from mlops_nb.show import console
     console().print(alerts_table(found))
+
+# %% ../nbs/api/21_cli.ipynb #51bba9d1
+@app.command()
+def monitor(
+    name:ModelName,
+    since:Annotated[str, typer.Option(metavar='TIME', help='from this on: 2013-07-04, 2013-07', show_default=False)]='',
+    until:Annotated[str, typer.Option(metavar='TIME', help='before this', show_default=False)]='',
+    window:Annotated[Optional[str], typer.Option(metavar='SPAN', help='hour, day or month; default: monitor_window of settings.ini', show_default=False)]=None,
+    page:Annotated[bool, typer.Option('--page/--no-page', help='make the page, too')]=True,
+    env:Env=None,
+    as_json:Json=False,
+):
+    "Compare what a model is asked, and how good its answers are, with what it was trained on."
+    from mlops_nb.monitor import check_window, monitor as look_at, monitor_table, monitor_text
+    from mlops_nb.show import console
+    settings,window = settings_of(env), check_window(window)
+    with console(stderr=True).status(f'looking at {name}'): o,facts,html = look_at(settings, name, since, until, window, page and not as_json)
+    if as_json: return print_json(facts | dict(new_alerts=[a['id'] for a in o.alerts]))
+    if facts['windows']: console().print(monitor_table(facts))
+    print(*monitor_text(o, facts, html), sep='\n')
 
 # %% ../nbs/api/21_cli.ipynb #4614cf3e
 def findings_table(found):

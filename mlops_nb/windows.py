@@ -119,7 +119,7 @@ def hours_of(
     hours,at = np.unique(when.astype('i8'), return_inverse=True)
     return hours.astype('M8[h]').astype(str).tolist(), at
 
-# %% ../nbs/api/16a_windows.ipynb #80b766c5
+# %% ../nbs/api/16a_windows.ipynb #41c32c4b
 asked_most = 10_000 # rows of a file that the package is asked about once more
 
 def inputs_of(
@@ -140,7 +140,8 @@ def made_of(
     import numpy as np, pyarrow as pa
     if set(yard.names) - set(inputs) or not n: return None
     picked = np.unique(np.linspace(0, n-1, min(n, asked_most)).astype(int))
-    rows = pa.table(inputs).take(picked).to_pandas()
+    plain = lambda col: col.cast(col.type.value_type) if pa.types.is_dictionary(col.type) else col
+    rows = pa.table({k: plain(v.take(picked)) for k,v in inputs.items()}).to_pandas()
     made,said = ask_again(yard, rows[yard.names])
     return picked, made, differing(said, rows.prediction) if 'prediction' in rows else 0
 
