@@ -127,7 +127,7 @@ def level(
     "How unlikely a finding must be"
     return min(.05, alarms/(looks[span]*max(1, sum(checks[o.kind] for o in shape.values()))))
 
-# %% ../nbs/api/16_drift.ipynb #0abe2408
+# %% ../nbs/api/16_drift.ipynb #12aea5f6
 def _percent(v:float)->str: return f'{v:.1%}' if v < .1 else f'{v:.0%}'
 
 def findings(
@@ -139,10 +139,10 @@ def findings(
     if o['n'] < least: return []
     found = []
     def sure(p): return o.get(p, 1.) < level
-    if o.get('psi', 0) >= limits['psi'] and sure('p'): found.append(('distribution', f"its values are distributed differently: PSI {o['psi']:.2f}"))
-    if o['missing'] - o['missing_before'] >= limits['missing'] and sure('p_missing'): found.append(('missing', f"{_percent(o['missing'])} are missing, {_percent(o['missing_before'])} before"))
-    if o.get('new', 0) >= limits['new'] and sure('p_new'): found.append(('new', f"{_percent(o['new'])} are words that it never had: {', '.join(list(o['new_words'])[:5])}"))
-    if o.get('outside', 0) >= limits['outside'] and sure('p_outside'): found.append(('outside', f"{_percent(o['outside'])} lie outside of all that it had"))
+    if o.get('psi', 0) >= limits['psi'] and sure('p'): found.append(('distribution', f"PSI {o['psi']:.2f}"))
+    if o['missing'] - o['missing_before'] >= limits['missing'] and sure('p_missing'): found.append(('missing', f"{_percent(o['missing'])} missing, {_percent(o['missing_before'])} before"))
+    if o.get('new', 0) >= limits['new'] and sure('p_new'): found.append(('new', f"{_percent(o['new'])} new words: {', '.join(list(o['new_words'])[:5])}"))
+    if o.get('outside', 0) >= limits['outside'] and sure('p_outside'): found.append(('outside', f"{_percent(o['outside'])} outside of all that it had"))
     return found
 
 # %% ../nbs/api/16_drift.ipynb #4cffd93d

@@ -54,7 +54,7 @@ def _remember(ws, key:str, state:dict):
         row = dict(state=state, time=stamp())
         if not c.execute(t.update().where(t.c.trigger == key).values(**row)).rowcount: c.execute(t.insert().values(trigger=key, **row))
 
-# %% ../nbs/api/16e_monitor.ipynb #9582d67a
+# %% ../nbs/api/16e_monitor.ipynb #09c34a51
 def drift_alerts(
     found:dict, # of `drift`: {column: figures}
 )->list: # of (kind, what, data)
@@ -62,7 +62,7 @@ def drift_alerts(
     def told(names): return {k: dict(found=found[k]['found'], **{o: found[k][o] for o in ('psi','ks','js','p','missing','new','outside') if o in found[k]}) for k in names}
     moved = [k for k,v in found.items() if v['found'] and k != 'prediction']
     moved.sort(key=lambda k: -found[k].get('psi', 0))
-    res = [('drift', 'rows', dict(columns=told(moved), why='; '.join(f'{k}: {next(iter(found[k]["found"].values()))}' for k in moved[:5]) + (f'; and {len(moved)-5} more' if len(moved) > 5 else '')))] if moved else []
+    res = [('drift', 'rows', dict(columns=told(moved), why='; '.join(f'{k}: {", ".join(found[k]["found"].values())}' for k in moved[:5]) + (f'; and {len(moved)-5} more' if len(moved) > 5 else '')))] if moved else []
     if found.get('prediction', {}).get('found'): res.append(('drift', 'prediction', dict(columns=told(['prediction']), why='predictions: ' + '; '.join(found['prediction']['found'].values()))))
     return res
 
@@ -224,7 +224,7 @@ def picture(
     p,q = joined(reference.counts, g), joined(window.counts, g)
     return dict(labels=_labels(bins, g), reference=(p/max(1, p.sum())).round(5).tolist(), window=(q/max(1, q.sum())).round(5).tolist())
 
-# %% ../nbs/api/16e_monitor.ipynb #ca034b68
+# %% ../nbs/api/16e_monitor.ipynb #c7d83f07
 def column_facts(o:dict)->dict:
     "What a page tells of a column"
     verdict = 'drift' if o['found'] else 'few' if o['n'] < least else 'ok'
@@ -234,7 +234,7 @@ def window_facts(o:Watcher, start:str, version:str, w:Window, quality=None)->dic
     "What a page tells of a window"
     yard = o.yard(version)
     found = drift(yard.shape, yard.reference, w.columns, o.span, o.settings.monitor_alarms, skip=o.settings.private) if yard else {}
-    told = {k: column_facts(v) for k,v in found.items()}
+    told = {k: column_facts(v) for k,v in found.items() if v['kind'] != 'time' or v['found']}
     took_ms = {k: quantile(took, w.ms, q) for k,q in dict(p50_ms=.5, p99_ms=.99).items()} if w.ms.valid else {}
     return dict(start=stamp(begin_of(start)), end=stamp(end_of(start)), version=version, rows=w.rows, prediction=told.pop('prediction', None), drift=told,
         quality=quality.figures() if quality else None, traffic=dict(requests=w.requests, **took_ms), skew=dict(compared=w.compared, differing=w.differing))
