@@ -204,15 +204,15 @@ def look(
     _remember(o.ws, o.key, o.seen)
     return o.look
 
-# %% ../nbs/api/16e_monitor.ipynb #8a235c7a
+# %% ../nbs/api/16e_monitor.ipynb #f9c132e9
 def _labels(bins, groups:list)->list:
     "A name for each group of bins"
     if bins.kind == 'word':
         names = {g: k for k,g in zip([*bins.words, 'words that are new' if bins.whole else 'others'], groups)}
         many = {g for g in groups if groups.count(g) > 1}
         return [f'{groups.count(g)} rare words' if g in many else names[g] for g in sorted(set(groups))]
-    edges = [*bins.edges, float('inf')]
-    return [f'to {max(edges[i] for i,o in enumerate(groups) if o == g):.4g}' for g in sorted(set(groups))]
+    ends = [max(e for e,o in zip(bins.edges, groups) if o == g) for g in sorted(set(groups[:-1]))]
+    return [f'to {o:.4g}' for o in ends[:-1]] + [f'over {ends[-2]:.4g}' if len(ends) > 1 else f'to {ends[-1]:.4g}'] + ['over'] * (groups[-1] not in groups[:-1])
 
 def picture(
     bins,
@@ -224,22 +224,22 @@ def picture(
     p,q = joined(reference.counts, g), joined(window.counts, g)
     return dict(labels=_labels(bins, g), reference=(p/max(1, p.sum())).round(5).tolist(), window=(q/max(1, q.sum())).round(5).tolist())
 
-# %% ../nbs/api/16e_monitor.ipynb #c7d83f07
+# %% ../nbs/api/16e_monitor.ipynb #38cd77d9
 def column_facts(o:dict)->dict:
     "What a page tells of a column"
     verdict = 'drift' if o['found'] else 'few' if o['n'] < least else 'ok'
     return {k: v for k,v in o.items() if k not in ('found','new_words')} | dict(verdict=verdict, why='; '.join(o['found'].values()), new=list(o.get('new_words') or ()), lost=o.get('lost') or [])
 
-def window_facts(o:Watcher, start:str, version:str, w:Window, quality=None)->dict:
+def window_facts(o:Watcher, start:str, version:str, w:Window, quality=None, scrap:bool=False)->dict:
     "What a page tells of a window"
-    yard = o.yard(version)
+    yard = None if scrap else o.yard(version)
     found = drift(yard.shape, yard.reference, w.columns, o.span, o.settings.monitor_alarms, skip=o.settings.private) if yard else {}
     told = {k: column_facts(v) for k,v in found.items() if v['kind'] != 'time' or v['found']}
     took_ms = {k: quantile(took, w.ms, q) for k,q in dict(p50_ms=.5, p99_ms=.99).items()} if w.ms.valid else {}
     return dict(start=stamp(begin_of(start)), end=stamp(end_of(start)), version=version, rows=w.rows, prediction=told.pop('prediction', None), drift=told,
         quality=quality.figures() if quality else None, traffic=dict(requests=w.requests, **took_ms), skew=dict(compared=w.compared, differing=w.differing))
 
-# %% ../nbs/api/16e_monitor.ipynb #0c3514a6
+# %% ../nbs/api/16e_monitor.ipynb #647242e0
 def monitor_facts(
     settings,
     model:str, # its name
@@ -252,8 +252,9 @@ def monitor_facts(
     o = Watcher(settings, model, now, span)
     known = {(s[:spans[o.span]], v): q for (v,s),q in qualities(settings, model, since or None, until or None, o.span).items()} if label_files(settings, model) else {}
     found = windows(o.ws, model, o.span, since=since, until=until)
-    told = {k: window_facts(o, *k, w, known.get(k)) for k,w in found.items()}
-    last = next((k for k in reversed(found) if o.yard(k[1])), None)
+    scraps = {k for i,k in enumerate(found) if is_scrap(found[k], [found[j] for j in list(found)[max(0, i-7):i] if j[1] == k[1]])}
+    told = {k: window_facts(o, *k, w, known.get(k), k in scraps) for k,w in found.items()}
+    last = next((k for k in reversed(found) if k not in scraps and o.yard(k[1])), None)
     ref = last and reference_quality(o.yard(last[1]).path)
     return dict(model=model, version=last[1] if last else '', span=o.span, since=since or (told[next(iter(told))]['start'] if told else ''), until=until or (told[next(reversed(told))]['end'] if told else ''), windows=list(told.values()),
         worst=worst(o, found[last], told[last]) if last else [], reference=dict(quality=ref.figures() if ref else None), quality=sum(known.values()).figures() if known else None, alerts=[a for a in alerts(o.ws, model) if not since or a['start'] >= since])
