@@ -1378,6 +1378,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlops_nb.monitor.end_of': ('api/monitor.html#end_of', 'mlops_nb/monitor.py'),
                                   'mlops_nb.monitor.is_scrap': ('api/monitor.html#is_scrap', 'mlops_nb/monitor.py'),
                                   'mlops_nb.monitor.look': ('api/monitor.html#look', 'mlops_nb/monitor.py'),
+                                  'mlops_nb.monitor.moment_in': ('api/monitor.html#moment_in', 'mlops_nb/monitor.py'),
                                   'mlops_nb.monitor.monitor': ('api/monitor.html#monitor', 'mlops_nb/monitor.py'),
                                   'mlops_nb.monitor.monitor_facts': ('api/monitor.html#monitor_facts', 'mlops_nb/monitor.py'),
                                   'mlops_nb.monitor.monitor_report': ('api/monitor.html#monitor_report', 'mlops_nb/monitor.py'),

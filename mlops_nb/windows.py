@@ -255,7 +255,7 @@ def forget(ledger, name:str):
     first = f'{datetime.fromisoformat(last[:10]) - timedelta(days=keep_hours):%Y-%m-%d}'
     with ledger.db.write() as c: c.execute(ledger.t.sketches.delete().where(t.model == name, t.span == 'hour', t.start < first))
 
-# %% ../nbs/api/16a_windows.ipynb #15d9ca84
+# %% ../nbs/api/16a_windows.ipynb #d4ab6106
 def windows(
     ws, # `Workspace`
     name:str, # of a model
@@ -266,5 +266,5 @@ def windows(
 )->dict: # {(start, version): Window}, in order of time
     "What a model was asked, window by window"
     t = ws.ledger.t.sketches
-    where = [t.c.model == name, t.c.span == span] + ([t.c.version == str(version)] if version else []) + ([t.c.start >= since[:spans[span]]] if since else []) + ([t.c.start < until] if until else [])
+    where = [t.c.model == name, t.c.span == span] + ([t.c.version == str(version)] if version else []) + ([t.c.start >= since[:spans[span]]] if since else []) + ([t.c.start < until[:spans[span]]] if until else [])
     with ws.ledger.db.read() as c: return {(o.start, o.version): json_window(o.data) for o in c.execute(t.select().where(*where).order_by(t.c.start, t.c.version))}
