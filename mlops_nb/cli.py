@@ -717,7 +717,7 @@ def fire(
 # %% ../nbs/api/21_cli.ipynb #48ef4c92
 @app.command()
 def triggers(
-    name:Annotated[Optional[str], typer.Argument(help='the history of this one: what fired, what did not, and why', metavar='NAME', show_default=False)]=None,
+    name:Annotated[Optional[str], typer.Argument(help='the history of this one: what fired, what did not, and why; or one firing, by its id', metavar='NAME', show_default=False)]=None,
     limit:Annotated[int, typer.Option('--limit', '-n', min=1, help='how many')]=20,
     env:Env=None, as_json:Json=False,
 ):
@@ -729,6 +729,7 @@ def triggers(
     if as_json: return print_json(dict(trigger=name, firings=rows) if name else dict(triggers=rows))
     if not rows: return print("It has not fired yet." if name else "There are no triggers. A section [trigger:NAME] of settings.ini is one.")
     console().print(history_table(rows) if name else triggers_table(rows))
+    if name and rows[0]['firing'] == name: print(*(f'{k}: {v}' for k,v in rows[0]['data'].items()), sep='\n')
 
 # %% ../nbs/api/21_cli.ipynb #1f939919
 @app.command()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
+from .alert import alerts
 from .config import hidden_values, mask_url, trigger_settings
 from .core import ConfigError, MlopsError, ParameterError, did_you_mean, digest_json
 from .cron import Cron, between, cron_of, next_after, zone_of
@@ -23,7 +24,7 @@ from .parameters import Text
 from .pipeline import addressed, bind_pipeline, find_pipeline, load_pipeline
 from .source import version_of
 from .stage import is_url
-from .tables import as_rows, stamp
+from .tables import stamp
 
 # %% ../nbs/api/17_trigger.ipynb #52841b76
 def span_of(text:str, where:str='')->timedelta:
@@ -353,19 +354,15 @@ def grown(v, before)->bool:
 
 def look_at_query(t:Trigger, state:dict|None, now:datetime)->Seen:
     "Has the value of a query grown?"
-    v,before = value_of(t), (state or {}).get('value')
+    v,before = value_of(t), state.get('value') if state and state['query'] == t.query else None # another question, another beginning
     if v is None or before is not None and not grown(v, before): return Seen()
     data = day_fields(now, t.zone) | dict(value=v, before=before)
-    return Seen([Event(str(v), now, data, f"the value is {v}" + (f", and was {before}" if before is not None else ''))], dict(value=v))
+    return Seen([Event(str(v), now, data, f"the value is {v}" + (f", and was {before}" if before is not None else ''))], dict(value=v, query=t.query))
 
 # %% ../nbs/api/17_trigger.ipynb #99ecb1df
-_raised_by = dict(performance=('performance',), drift=('drift',))
-
 def alert_rows(ws, t:Trigger)->list: # oldest first
     "The alerts that a trigger waits for"
-    a = ws.ledger.t.alerts
-    with ws.ledger.db.read() as c: rows = as_rows(c.execute(a.select().where(a.c.model==t.model, a.c.kind.in_(_raised_by[t.on])).order_by(a.c.start, a.c.time, a.c.id)))
-    return [o for o in rows if not t.what or {o['what'], *((o['data'] or {}).get('columns') or ())} & {*t.what}]
+    return [o for o in alerts(ws, t.model, t.on) if not t.what or {o['what'], *((o['data'] or {}).get('columns') or ())} & {*t.what}]
 
 def windows_of(rows:list)->dict: # {(start, end, version): rows}, oldest first
     "Alerts by window and version"
@@ -386,7 +383,7 @@ def of_window(t:Trigger, start:str, end:str, version:str, rows:list, now:datetim
     value = next((o['data'][k] for o in rows for k in ('value','statistic') if isinstance(o['data'], dict) and k in o['data']), None)
     known = {k: v for o in rows for k,v in (o['data'] or {}).items() if k in ('labelled','labelled_month')}
     data = day_fields(_when(start, now), t.zone) | dict(due=stamp(now), model=t.model, version=version, start=start, end=end, what=','.join(what), value=value, alerts=[o['id'] for o in rows]) | known
-    return Event(f'{version} {start} {end}'.strip(), now, data, f"{t.on} of version {version} in {start[:16]} to {end[:16]}: {', '.join(what[:3])}" + (f' and {len(what)-3} more' if len(what) > 3 else ''))
+    return Event(f'{t.model} {version} {start} {end}', now, data, f"{t.on} of version {version} in {start[:16]} to {end[:16]}: {', '.join(what[:3])}" + (f' and {len(what)-3} more' if len(what) > 3 else ''))
 
 def look_at_alerts(ws, t:Trigger, state:dict|None, now:datetime)->Seen:
     "Are there windows with alerts that nobody has answered?"

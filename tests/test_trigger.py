@@ -5,10 +5,10 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
+from mlops_nb.alert import raise_alert
 from mlops_nb.fire import fire, firing_of_run, firings, state_of
 from mlops_nb.plan import Workspace
 from mlops_nb.process import as_owner, this_process
-from mlops_nb.tables import stamp
 from mlops_nb.watch import watch_once
 from scratch import Project, mark
 
@@ -157,7 +157,7 @@ def test_calls_over_http(tmp_path, put_away):
     assert status == 202 and ask('/fire/call', b'{"params": {"n": 3}, "id": "three"}')[1]['firing'] == told['firing']
     assert [ask(o, b'{}')[0] for o in ('/fire/cal', '/fire/call/')] == [404, 404]
     assert ask('/fire/call', b'{"params": {"m": 3}}')[0] == 422 and ask('/fire/call', b'{"params": {"n": 4}, "id": "three"}')[0] == 409
-    p.until(lambda: completed(p)[0])
+    p.until(lambda: [o['status'] for o in completed(p)[1]] == ['completed'])
     last = next(o for o in ask('/triggers')[1]['triggers'] if o['name'] == 'call')['last']
     assert (last['firing'], last['outcome']) == (told['firing'], 'demo has run')
     w.send_signal(signal.SIGINT)
@@ -306,16 +306,15 @@ def test_promote_or_keep_and_back(tmp_path):
     assert h['state'] == 'in step'
     # a bad one is forced in, and does worse
     assert promote(p.settings, 'demo', 2, override=True, reason='we know better').status == 'promoted'
+    told = {}
     for id, version in (('old', h['version']), ('new', 2)):
-        row = dict.fromkeys(ws.ledger.t.alerts.c.keys()) | dict(id=id, time=stamp(), model='demo', version=str(version), kind='performance', what='auc', start=f'2013-0{version}-01', end=f'2013-0{version+1}-01', data={})
-        with ws.ledger.db.write() as c: c.execute(ws.ledger.t.alerts.insert(), row)
-        heard = []
-        watch_once(p.settings, listener=heard.append)
+        told[raise_alert(ws, model='demo', version=version, kind='performance', what='auc', start=f'2013-0{version}-01', end=f'2013-0{version+1}-01')['id']] = id
+        watch_once(p.settings)
     back = firings(ws, 'back')
-    assert {o['data']['alerts'][0]: o['status'] for o in back} == dict(old='skipped', new='completed'), back
+    assert {told[o['data']['alerts'][0]]: o['status'] for o in back} == dict(old='skipped', new='completed'), back
     assert holder(ws, 'demo')['version'] == h['version'] and judgements(p)['rolled_back'] == 1
     event, = ws.ledger.events('rolled_back')
-    assert event['data']['firing'] in event['data']['reason'] and event['data']['alerts'] == ['new']
+    assert event['data']['firing'] in event['data']['reason'] and [told[o] for o in event['data']['alerts']] == ['new']
     # it was written down, and then the watcher was killed: nothing is taken back twice
     f = ws.ledger.t.firings
     with ws.ledger.db.write() as c: c.execute(f.update().where(f.c.id == event['data']['firing']).values(status='running', owner=as_owner(this_process()) | dict(started='1')))
