@@ -7,8 +7,8 @@ __all__ = ['kinds', 'punctual', 'span_of', 'span_text', 'hours_of', 'Trigger', '
            'trigger_of', 'named_in', 'check_fields', 'filled', 'day_fields', 'triggers_of', 'find_trigger',
            'triggers_are_well', 'check_params', 'typed', 'quiet_until', 'Event', 'Seen', 'at_moment', 'look_at_clock',
            'plain_pattern', 'fields_of', 'files_of', 'is_settled', 'short_path', 'look_at_files', 'value_of', 'grown',
-           'look_at_query', 'alert_rows', 'windows_of', 'of_window', 'look_at_alerts', 'look_for', 'waits_for',
-           'due_next']
+           'look_at_query', 'alert_rows', 'windows_of', 'of_window', 'look_at_alerts', 'outside', 'look_for',
+           'waits_for', 'due_next']
 
 # %% ../nbs/api/17_trigger.ipynb #24e477e2
 import glob, os, re, shlex, time
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
-from .alert import alerts
+from .alert import alerts, in_time
 from .config import hidden_values, mask_url, trigger_settings
 from .core import ConfigError, MlopsError, ParameterError, did_you_mean, digest_json
 from .cron import Cron, between, cron_of, next_after, zone_of
@@ -393,6 +393,12 @@ def look_at_alerts(ws, t:Trigger, state:dict|None, now:datetime)->Seen:
     for o in new[:-1]: o.passed = f"a newer window says the same: {new[-1].data['start'][:16]}"
     return Seen(new, dict(windows=[o.event for o in found])) if new else Seen()
 
+# %% ../nbs/api/17_trigger.ipynb #e20de02a
+def outside(t:Trigger, f, seconds:float=30.):
+    "What `f()` finds in the world, if that answers in time: a database that is silent for minutes holds up no other trigger"
+    try: return in_time(f, seconds)
+    except TimeoutError as e: raise MlopsError(f"{'the database' if t.query else mask_url(t.data)} gives {e}", where=t.where, remedy="check the address and the network") from None
+
 # %% ../nbs/api/17_trigger.ipynb #b7b869ec
 def look_for(
     ws, # `Workspace`
@@ -403,7 +409,7 @@ def look_for(
     "The events of a trigger since the last look"
     if t.on == 'demand': return Seen()
     if t.on == 'schedule': return look_at_clock(t, state, now)
-    if t.on == 'data': return look_at_query(t, state, now) if t.query else look_at_files(t, state, now, ws.settings.root)
+    if t.on == 'data': return outside(t, lambda: look_at_query(t, state, now) if t.query else look_at_files(t, state, now, ws.settings.root))
     return look_at_alerts(ws, t, state, now)
 
 def waits_for(t:Trigger)->str:
