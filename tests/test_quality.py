@@ -133,8 +133,8 @@ script = '''
     from types import SimpleNamespace
     from mlops_nb.alert import raise_alert, tell_alerts
     from mlops_nb.plan import Workspace
-    root, url, first, n, goes_on = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == 'goes on'
-    ws = Workspace(SimpleNamespace(ledger=str(root/'ledger.db'), state=root, alert_file=str(root/'alerts.jsonl'), alert_webhook=url))
+    root, ledger, url, first, n, goes_on = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), sys.argv[6] == 'goes on'
+    ws = Workspace(SimpleNamespace(ledger=ledger, state=root, alert_file=str(root/'alerts.jsonl'), alert_webhook=url))
     i = first
     while goes_on or i < first+n:
         raise_alert(ws, model='flights', kind='drift', what=f'column {i}', data=dict(why='x'*3000))
@@ -151,7 +151,7 @@ def test_sigkill_while_telling_loses_nothing_and_doubles_no_line(ws, tmp_path):
     rng = np.random.default_rng(0)
     with hook() as server:
         for i in range(8):
-            p = start(tmp_path, server.url, 1000*i, 0, 'goes on')
+            p = start(tmp_path, ws.settings.ledger, server.url, 1000*i, 0, 'goes on')
             p.stdout.read(int(rng.integers(1, 8)))
             time.sleep(rng.random()*.02) # somewhere in the telling; nothing is proven by it
             os.killpg(p.pid, signal.SIGKILL)
@@ -166,9 +166,12 @@ def test_sigkill_while_telling_loses_nothing_and_doubles_no_line(ws, tmp_path):
         assert heard.keys() == raised and sum(heard.values()) <= len(raised) + 8 # once more for each who was killed in between
 
 
-def test_two_who_tell_at_once_tell_once(ws, tmp_path):
-    with hook() as server:
-        some = [start(tmp_path, server.url, i, 20, 'ends') for i in (0, 0, 10)] # they also find the same things
+@pytest.mark.parametrize('kind', ['sqlite', 'postgres'])
+def test_several_who_tell_at_once_tell_once(tmp_path, kind, request):
+    ledger = str(tmp_path/'ledger.db') if kind == 'sqlite' else request.getfixturevalue('postgres_server').make('alerts')
+    ws = Workspace(SimpleNamespace(ledger=ledger, state=tmp_path, alert_file=str(tmp_path/'alerts.jsonl'), alert_webhook=''))
+    with ws.ledger, hook() as server:
+        some = [start(tmp_path, ledger, server.url, i, 20, 'ends') for i in (0, 0, 10)] # they also find the same things
         said = [o.communicate()[1].decode().splitlines() for o in some]
         assert [o.returncode for o in some] == [0]*3, said
         ws.settings.alert_webhook = server.url
@@ -176,6 +179,8 @@ def test_two_who_tell_at_once_tell_once(ws, tmp_path):
         ids = Counter(o['id'] for o in alerts(ws))
         assert len(ids) == 30 and Counter(o['id'] for o in lines(ws)) == Counter(h['Idempotency-Key'] for _, h, _ in server.got) == ids
         assert max(Counter(json.loads(o)['id'] for part in said for o in part).values()) == 1
+        times = [o['time'] for o in alerts(ws)]
+        assert len({*times}) == 30
 
 
 train = '''
@@ -255,8 +260,9 @@ def test_alerts_are_listed(project):
 def facts(name):
     "Facts of a monitor that has little to tell"
     bare = dict(model='a_b <i>$x$', version='3', since='2013-07-01T00:00:00+00:00', until='2013-07-02T00:00:00+00:00', windows=[], reference={}, worst=[], alerts=[])
-    drift = dict(kind='number', psi=None, ks=None, js=None, p=None, missing=0., new=[], lost=[], range='', verdict='drift', why='<script>')
-    one = dict(start=bare['since'], end=bare['until'], rows=3, version='3', drift={'x|y': drift}, prediction=drift | dict(psi=.1), quality=None, traffic=None)
+    drift = dict(kind='word', n=9, psi=None, js=None, missing=0., new=['<b>'], lost=['<script>']*6, verdict='drift', why='50% are words that it never had: <script>')
+    one = dict(start='2013-07-01T13:00:00+00:00', end='2013-07-01T14:00:00+00:00', rows=3, version='3', drift={'x|y': drift, 'when': dict(kind='time', n=9, missing=float('nan'), verdict='ok', why=''), 'z': drift | dict(kind='number', psi=float('nan'))},
+        prediction=drift | dict(psi=.1), quality=None, traffic=None, skew=dict(compared=9, differing=2))
     number = dict(kind='number', main='rmse', n=9, odd=0, rmse=2., mae=1., bias=.1, low=1.5, high=2.5, r2=.5, happened=3., foretold=3.1)
     return dict(bare=bare, one=bare | dict(windows=[one]), numbers=bare | dict(windows=[one | dict(quality=number, traffic=dict(requests=1, errors=0, p50_ms=None, p99_ms=None))], reference=dict(quality=number)),
         empty=bare | dict(windows=[one | dict(drift={}, prediction=None, rows=0, quality=number | dict(n=0, rmse=None, low=None, high=None, mae=None, bias=None, r2=None))]))[name]
