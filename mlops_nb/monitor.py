@@ -7,7 +7,7 @@ __all__ = ['enough', 'check_window', 'begin_of', 'moment_in', 'end_of', 'drift_a
            'Watcher', 'is_scrap', 'look', 'picture', 'column_facts', 'window_facts', 'monitor_facts', 'worst',
            'monitor_report', 'monitor_table', 'monitor_text', 'monitor']
 
-# %% ../nbs/api/16e_monitor.ipynb #e062bcf7
+# %% ../nbs/api/16e_monitor.ipynb #4e04e268
 import json, re, tempfile
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -19,7 +19,7 @@ from .drift import drift, groups_of, joined, least
 from .labels import label_files, outcome_of
 from .predlog import moment_of
 from .promote import workplace
-from .quality import chance_of, qualities, reference_quality, worsenings
+from .quality import chance_of, qualities, reference_quality, usual_limits, usual_spread, worsenings
 from .records import patch
 from .report import check_parts, execute_page, file_name, page_of, with_facts
 from .sketch import quantile
@@ -164,35 +164,45 @@ def compare(self:Watcher, all_windows:dict):
         rows[key] = w.rows
         self.look.windows.append((start, version))
 
-# %% ../nbs/api/16e_monitor.ipynb #630cb7cc
+# %% ../nbs/api/16e_monitor.ipynb #4bf81e5f
 enough = .5 # share of a window's rows whose labels must have come
+
+@patch
+def known_now(self:Watcher, all_windows:dict)->dict: # {(start, version): Quality}
+    "The windows that have ended and are known, as far as they may have changed"
+    files,rows = [o['digest'] for o in label_files(self.settings, self.model)], self.seen.get('rows', {})
+    changed = [s for (s,v),w in all_windows.items() if rows.get(f'{v} {s}') != w.rows]
+    since = None if self.seen.get('labels') != files else begin_of(min(changed)) if changed else self.now
+    self.seen['labels'] = files
+    if not files or since == self.now: return {}
+    found = {(s[:spans[self.span]], v): q for (v,s),q in qualities(self.settings, self.model, since, window=self.span).items()}
+    return {k: q for k,q in found.items() if self.ended(k[0]) and k in all_windows and q.n >= max(least, all_windows[k].rows*enough)}
+
+# %% ../nbs/api/16e_monitor.ipynb #050894c2
+@patch
+def worse(self:Watcher, version:str, q, before:list)->list: # of (kind, what, data)
+    "Is a version worse in a window than it was at training?"
+    ref = self.yard(version) and reference_quality(self.yard(version).path)
+    if not ref or ref.kind != q.kind: return []
+    spread = {k: usual_spread(before, k) for k in usual_limits[q.kind]}
+    found = worsenings(ref, q, chance_of(self.settings.monitor_alarms, self.span), spread=spread)
+    return [('performance', found[0]['metric'], dict(found[0], also=found[1:]))] if found else []
 
 @patch
 def judge(self:Watcher, all_windows:dict):
     "Compare what has become known"
-    files = [o['digest'] for o in label_files(self.settings, self.model)]
-    if not files or (self.seen.get('labels') == files and not self.look.rows): return
-    known,found = self.seen.setdefault('known', {}), qualities(self.settings, self.model, window=self.span)
-    self.qualities = {(s[:spans[self.span]], v): q for (v,s),q in found.items()}
-    ended = {k: q for k,q in self.qualities.items() if self.ended(k[0]) and k in all_windows and q.n >= max(least, all_windows[k].rows*enough)}
-    if ended: self.seen['labelled'] = max(s for s,_ in ended)
-    for (start,version),q in ended.items():
+    known,bad,found = self.seen.setdefault('known', {}), self.seen.setdefault('bad', []), self.known_now(all_windows)
+    if found: self.seen['labelled'] = max(self.seen.get('labelled', ''), *(s for s,_ in found))
+    for (start,version),q in found.items():
         key = f'{version} {start}'
         if known.get(key) == q.n: continue
-        self.tell(version, start, self.worse(version, start, q))
+        told = self.worse(version, q, [o for (s,v),o in found.items() if v == version and s < start and f'{v} {s}' not in bad])
+        self.tell(version, start, told)
+        if told and key not in bad: bad.append(key)
         known[key] = q.n
         self.look.known.append((start, version))
-    self.seen['labels'] = files
 
-@patch
-def worse(self:Watcher, version:str, start:str, q)->list: # of (kind, what, data)
-    "Is a version worse in a window than it was at training?"
-    ref = self.yard(version) and reference_quality(self.yard(version).path)
-    if not ref or ref.kind != q.kind: return []
-    found = worsenings(ref, q, chance_of(self.settings.monitor_alarms, self.span))
-    return [('performance', found[0]['metric'], dict(found[0], also=found[1:]))] if found else []
-
-# %% ../nbs/api/16e_monitor.ipynb #bcd7b392
+# %% ../nbs/api/16e_monitor.ipynb #1b9a07dd
 def look(
     settings,
     model:str, # its name
@@ -210,7 +220,7 @@ def look(
     _remember(o.ws, o.key, o.seen)
     return o.look
 
-# %% ../nbs/api/16e_monitor.ipynb #f9c132e9
+# %% ../nbs/api/16e_monitor.ipynb #f84d9f13
 def _labels(bins, groups:list)->list:
     "A name for each group of bins"
     if bins.kind == 'word':
@@ -230,7 +240,7 @@ def picture(
     p,q = joined(reference.counts, g), joined(window.counts, g)
     return dict(labels=_labels(bins, g), reference=(p/max(1, p.sum())).round(5).tolist(), window=(q/max(1, q.sum())).round(5).tolist())
 
-# %% ../nbs/api/16e_monitor.ipynb #38cd77d9
+# %% ../nbs/api/16e_monitor.ipynb #c5558eb3
 def column_facts(o:dict)->dict:
     "What a page tells of a column"
     verdict = 'drift' if o['found'] else 'few' if o['n'] < least else 'ok'
@@ -245,7 +255,7 @@ def window_facts(o:Watcher, start:str, version:str, w:Window, quality=None, scra
     return dict(start=stamp(begin_of(start)), end=stamp(end_of(start)), version=version, rows=w.rows, prediction=told.pop('prediction', None), drift=told,
         quality=quality.figures() if quality else None, traffic=dict(requests=w.requests, **took_ms), skew=dict(compared=w.compared, differing=w.differing))
 
-# %% ../nbs/api/16e_monitor.ipynb #2bf93ffc
+# %% ../nbs/api/16e_monitor.ipynb #9fa17340
 def monitor_facts(
     settings,
     model:str, # its name
@@ -272,7 +282,7 @@ def worst(o:Watcher, w:Window, told:dict, n:int=3)->list: # of {column, window_s
     names = sorted((k for k,v in told['drift'].items() if 'psi' in v), key=lambda k: -told['drift'][k]['psi'])[:n]
     return [dict(column=k, start=told['start'], version=told['version']) | picture(yard.shape[k], yard.reference[k], w.columns[k]) for k in names]
 
-# %% ../nbs/api/16e_monitor.ipynb #93504ca1
+# %% ../nbs/api/16e_monitor.ipynb #5d273e8e
 def monitor_report(
     settings,
     facts:dict, # of `monitor_facts`
@@ -290,7 +300,7 @@ def monitor_report(
         atomic_write(html, page_of(titled(json.loads(nb.read_text('utf-8')), title), title, 'Made by mlops_nb. The code of this page is in monitor.ipynb, beside it.'))
     return nb, html
 
-# %% ../nbs/api/16e_monitor.ipynb #edc640fd
+# %% ../nbs/api/16e_monitor.ipynb #1708b3cf
 def _quality_text(q)->str: 
     "A quality in a few letters"
     if not q or q.get(q['main']) is None: return ''
@@ -315,7 +325,7 @@ def monitor_text(look:Look, facts:dict, page)->list: # lines
     new = [f"{len(look.alerts)} new alert{'s' if len(look.alerts) > 1 else ''}: mlops-nb alerts {look.model}"] if look.alerts else ["Nothing new is worth telling."] if facts['windows'] else [f"Nobody has asked {look.model} yet, or what was asked isn't in Parquet so far (that takes ten minutes): mlops-nb serve {look.model}"]
     return known + blind + new + ([f"The page: {page}"] if page else [])
 
-# %% ../nbs/api/16e_monitor.ipynb #936e0180
+# %% ../nbs/api/16e_monitor.ipynb #a47e51f1
 def monitor(
     settings,
     model:str, # its name

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['took', 'near', 'asked_most', 'spans', 'keep_hours', 'Window', 'json_window', 'Yardstick', 'yardstick', 'ask_again',
-           'differing', 'hours_of', 'inputs_of', 'made_of', 'windows_of', 'fold', 'keep', 'new_parts', 'update',
-           'forget', 'windows']
+           'differing', 'hours_of', 'inputs_of', 'made_of', 'windows_of', 'oldest_hour', 'fold', 'keep', 'new_parts',
+           'update', 'forget', 'windows']
 
-# %% ../nbs/api/16a_windows.ipynb #ed43a9cd
+# %% ../nbs/api/16a_windows.ipynb #963800f7
 import json
-from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from .columns import as_columns
@@ -167,15 +167,21 @@ def windows_of(
         whole[hours[0]].compared,whole[hours[0]].differing = len(picked), n
     return whole
 
-# %% ../nbs/api/16a_windows.ipynb #314e690e
+# %% ../nbs/api/16a_windows.ipynb #90b1274c
 spans = dict(hour=13, day=10, month=7) # letters of a moment that name its window
 keep_hours = 31 # days
 
+def oldest_hour(last:str)->str:
+    "The first hour that is kept, when this is the last one"
+    return f'{datetime.fromisoformat(last[:10]) - timedelta(days=keep_hours):%Y-%m-%d}'
+
 def fold(found:dict)->dict: # {(span, start): Window}
     "Hours as hours, days and months"
-    res = {}
+    res,first = {}, oldest_hour(max(found)) if found else ''
     for hour,w in found.items():
-        for span,n in spans.items(): res[span,hour[:n]] = res[span,hour[:n]] + w if (span,hour[:n]) in res else w
+        for span,n in spans.items(): 
+            if span == 'hour' and hour < first: continue # of a log that was brought from elsewhere
+            res[span,hour[:n]] = res[span,hour[:n]] + w if (span,hour[:n]) in res else w
     return res
 
 def _merge(c, t, key:dict, w:Window):
@@ -223,7 +229,7 @@ def _by_version(path, yard_of, by:str, hidden)->dict: # {version: {hour: Window}
         if yard := yard_of(v): found[v] = windows_of(yard, table.filter(pc.equal(table['version'].cast('string'), v)), by, hidden)
     return found
 
-# %% ../nbs/api/16a_windows.ipynb #17473a44
+# %% ../nbs/api/16a_windows.ipynb #1a3a9c5a
 def update(
     ws, # `Workspace`
     name:str, # of a model
@@ -248,12 +254,10 @@ def update(
 def forget(ledger, name:str):
     "Hours that nobody looks at any more"
     import sqlalchemy as sa
-    from datetime import datetime, timedelta
     t = ledger.t.sketches.c
     with ledger.db.read() as c: last = c.execute(sa.select(sa.func.max(t.start)).where(t.model == name, t.span == 'hour')).scalar()
     if not last: return
-    first = f'{datetime.fromisoformat(last[:10]) - timedelta(days=keep_hours):%Y-%m-%d}'
-    with ledger.db.write() as c: c.execute(ledger.t.sketches.delete().where(t.model == name, t.span == 'hour', t.start < first))
+    with ledger.db.write() as c: c.execute(ledger.t.sketches.delete().where(t.model == name, t.span == 'hour', t.start < oldest_hour(last)))
 
 # %% ../nbs/api/16a_windows.ipynb #d4ab6106
 def windows(
