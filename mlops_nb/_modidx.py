@@ -428,6 +428,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlops_nb.config.read_ini': ('api/config.html#read_ini', 'mlops_nb/config.py'),
                                  'mlops_nb.config.read_pyproject': ('api/config.html#read_pyproject', 'mlops_nb/config.py'),
                                  'mlops_nb.config.resolve': ('api/config.html#resolve', 'mlops_nb/config.py'),
+                                 'mlops_nb.config.shown': ('api/config.html#shown', 'mlops_nb/config.py'),
                                  'mlops_nb.config.trigger_settings': ('api/config.html#trigger_settings', 'mlops_nb/config.py')},
             'mlops_nb.content': { 'mlops_nb.content.Artifact': ('api/content.html#artifact', 'mlops_nb/content.py'),
                                   'mlops_nb.content.Artifact.__str__': ('api/content.html#artifact.__str__', 'mlops_nb/content.py'),

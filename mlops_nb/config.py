@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['known_keys', 'ambient', 'read_pyproject', 'find_root', 'nbdev_paths', 'read_ini', 'expand', 'check_ini', 'pick_env',
-           'resolve', 'Secrets', 'mask_url', 'hidden_parts', 'Settings', 'describe', 'trigger_settings',
+           'resolve', 'Secrets', 'mask_url', 'hidden_parts', 'Settings', 'shown', 'describe', 'trigger_settings',
            'hidden_values', 'load_settings']
 
 # %% ../nbs/api/01_config.ipynb #db47ce7a
@@ -345,12 +345,19 @@ class Settings:
     def __repr__(self): return '\n'.join(f'{k:<8} {v}  ({o})' for k,v,o in self.describe())
 
 # %% ../nbs/api/01_config.ipynb #67096e48
+def shown(
+    key:str, # one of `known_keys`
+    v, # its value
+)->str:
+    "A setting, with secrets masked; of a webhook no more than its server, since whoever knows the rest may call it"
+    if key == 'alert_webhook': return re.sub(r'://(?:[^/@\s]*@)?([^/\s]+)/?.*', r'://\1/…', v)
+    return ', '.join(v) if isinstance(v, tuple) else mask_url(v)
+
 def describe(
     settings, # a `Settings`
 )->list: # of (key, value, where it came from), all text
     "What is in force, with secrets masked"
-    def text(v): return ', '.join(v) if isinstance(v, tuple) else mask_url(v)
-    keys = [(k, text(getattr(settings, k)), settings.origins.get(k, 'given')) for k in known_keys]
+    keys = [(k, shown(k, getattr(settings, k)), settings.origins.get(k, 'given')) for k in known_keys]
     paths = [('nbs', str(settings.nbs), 'pyproject.toml'), ('lib', str(settings.lib or ''), 'pyproject.toml')]
     secrets = []
     for name,text in settings.secrets.sources.items():
@@ -388,7 +395,7 @@ def hidden_values(
 )->dict: # {what it is: value}
     "The values that must stand nowhere, also where no stage asks for them"
     texts = {**settings.secrets.sources, **{k: f'${{{k}}}' for k in ambient}}
-    values = {k: _filled(v) for k,v in texts.items()} | _in_addresses(settings)
+    values = {k: _filled(v) for k,v in texts.items()} | _in_addresses(settings) | dict(alert_webhook=settings.alert_webhook)
     return {k: v for k,v in values.items() if len(v) >= 8 and not v.isalpha()}
 
 # %% ../nbs/api/01_config.ipynb #8c859952
