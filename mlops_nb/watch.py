@@ -47,8 +47,8 @@ def models_of(triggers:list)->list:
 
 def look_at(settings, model:str, now:datetime):
     "Have the monitor look at a model"
-    from importlib import import_module
-    return import_module('mlops_nb.monitor').look(settings, model, now) # some seconds to import, and only who has a model needs it
+    from mlops_nb.monitor import look # some seconds, and only who has a model needs it
+    return look(settings, model, now)
 
 class Watcher:
     "Looks at triggers, and does what fires"
@@ -118,7 +118,9 @@ def seeing(self:Watcher):
 # %% ../nbs/api/17b_watch.ipynb #94619a07
 def as_clock(now):
     "A clock: none is given, or a moment, or a function"
-    return now if callable(now) else (lambda: now) if now else this_moment
+    if now is None or callable(now): return now or this_moment
+    at = now if now.tzinfo else now.replace(tzinfo=timezone.utc)
+    return lambda: at
 
 def watch_once(
     settings, 
