@@ -84,9 +84,9 @@ class Lookup:
         table, # DataFrame
         on:list, # names of the key's columns
     ):
-        keys = _keys([as_array(table[o]) for o in on])
-        self.rows = {k: i for i,k in enumerate(keys)}
-        if len(self.rows) < len(keys): raise ValueError(f"the table to be joined has several rows for one {', '.join(on)}")
+        cols,n,self.rows = [as_array(table[o]) for o in on], len(table), {}
+        for i in range(0, n, 4096): self.rows.update(zip(_keys([o[i:i+4096] for o in cols]), range(i, n))) # in parts, so that a server's other threads get their turn
+        if len(self.rows) < n: raise ValueError(f"the table to be joined has several rows for one {', '.join(on)}")
         self.values = {str(k): _fixed(as_array(table[k])) for k in table.columns if k not in on}
         self.missing = {k: _fixed(_gap(v)) for k,v in self.values.items()}
 
