@@ -415,7 +415,7 @@ def look_for(
 def waits_for(t:Trigger)->str:
     "What a trigger waits for, in words"
     some = f" in {', '.join(t.what)}" if t.what else ''
-    return dict(demand='a call', schedule=str(t.schedule), data=t.query or t.data, performance=f'worse answers of {t.model}{some}', drift=f'drift of {t.model}{some}')[t.on]
+    return dict(demand='a call', schedule=str(t.schedule), data=t.query or mask_url(t.data), performance=f'worse answers of {t.model}{some}', drift=f'drift of {t.model}{some}')[t.on]
 
 def due_next(t:Trigger, now:datetime)->str: # '' if nobody knows
     "When a trigger is due"
