@@ -415,6 +415,7 @@ def field_schema(
     "A column as JSON Schema"
     s = dict(json_types[o['type']]) | ({} if o['type'] == 'datetime' or not said else asked_schema(said['checks']))
     if o['required']: return s
+    s = s | (dict(enum=[s.pop('const')]) if 'const' in s else {})
     return s | dict(type=[s['type'], 'null']) | (dict(enum=[*s['enum'], None]) if 'enum' in s else {})
 
 def row_schema(about:dict)->dict:

@@ -24,7 +24,7 @@ def groups_of(
         small = counts[:-1] < rare*n
         own = iter(range(len(counts)))
         last = int((~small).sum())
-        return [last if o else next(own) for o in small] + [last + bool(small.any())]
+        return [last if o else next(own) for o in small] + [last]
     at = np.minimum(parts-1, ((np.cumsum(counts) - counts/2)*parts/n).astype(int)) # by the middle of each bin
     return np.unique(at, return_inverse=True)[1].tolist()
 
@@ -108,6 +108,7 @@ def figures(
     g = groups_of(bins, n.counts)
     p,q = joined(n.counts, g), joined(m.counts, g)
     o |= dict(psi=psi(p, q), js=js(p, q))
+    if not n.valid: return o | dict(appeared=m.valid/max(1, m.n))
     if bins.kind == 'word':
         fresh = int(m.counts[-1]) if bins.whole else 0
         once = int((n.counts == 1).sum()) # so often would the next word be a new one (Good and Turing)
@@ -141,6 +142,7 @@ def findings(
     def sure(p): return o.get(p, 1.) < level
     if o.get('psi', 0) >= limits['psi'] and sure('p'): found.append(('distribution', f"PSI {o['psi']:.2f}"))
     if o['missing'] - o['missing_before'] >= limits['missing'] and sure('p_missing'): found.append(('missing', f"{_percent(o['missing'])} missing, {_percent(o['missing_before'])} before"))
+    if o.get('appeared', 0) >= limits['missing']: found.append(('appeared', f"{_percent(o['appeared'])} have values, where none had"))
     if o.get('new', 0) >= limits['new'] and sure('p_new'): found.append(('new', f"{_percent(o['new'])} new words: {', '.join(list(o['new_words'])[:5])}"))
     if o.get('outside', 0) >= limits['outside'] and sure('p_outside'): found.append(('outside', f"{_percent(o['outside'])} outside of all that it had"))
     return found

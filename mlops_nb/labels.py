@@ -78,10 +78,12 @@ def outcome_of(
 )->Outcome:
     "What a registered model foretells"
     ws = Workspace(settings)
-    path = package_path(ws, model, 'champion')
-    if not (path/'about.json').is_file():
-        registry = Registry(ws)
-        path = registry.package_path(registry.version(model, 'latest'))
+    try:
+        path = package_path(ws, model, 'champion')
+        if not (path/'about.json').is_file():
+            registry = Registry(ws)
+            path = registry.package_path(registry.version(model, 'latest'))
+    finally: ws.ledger.close()
     return outcome_in(path)
 
 # %% ../nbs/api/15h_labels.ipynb #16a0f29f

@@ -301,8 +301,8 @@ def sketch_of(
     inputs = {o['name']: rows[o['name']] for o in columns}
     features = {str(k): made[k] for k in getattr(made, 'columns', ()) if str(k) not in inputs}
     table = inputs | features
-    if not hasattr(said, 'columns'): table |= dict(prediction=list(said))
-    if happened is not None: table |= dict(outcome=happened)
+    said = {f'prediction_{k}': said[k] for k in said.columns} if hasattr(said, 'columns') else dict(prediction=list(said))
+    table = said | ({} if happened is None else dict(outcome=happened)) | table # what comes in keeps its name
     shape = shape_of(table)
     [counted] = sketch(shape, table)
     return dict(rows=len(rows), features=list(features), shape={k: bins_json(v) for k,v in shape.items()}, columns={k: tally_json(v) for k,v in counted.items()})

@@ -15,7 +15,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 from .core import ParameterError, did_you_mean
 from .drift import looks
-from .labels import Outcome, add_labels, foretelling, is_binary, label_files, labelled, labelled_parts, labels_of, outcome_in, outcome_of
+from .labels import Outcome, add_labels, foretelling, is_binary, label_files, labelled, labelled_parts, labels_of, numbers, outcome_in, outcome_of
 from .records import patch
 
 # %% ../nbs/api/16c_quality.ipynb #252093c6
@@ -319,9 +319,9 @@ def quality_by(
     import numpy as np
     found = {}
     for t in parts:
-        y,p = (t[k].to_numpy().astype(float) for k in ('label','prediction'))
+        y,p = (numbers(t[k].to_pandas()) for k in ('label','prediction'))
         if binary is None: binary = is_binary(y, p)
-        if binary is None: continue
+        if binary is None or p is None: continue # of words nobody knows how good they are
         version,starts = t['version'].to_numpy(), starts_of(t['when'].to_numpy().astype('M8[us]'), window)
         for v in np.unique(version):
             for s in np.unique(starts[version == v]):

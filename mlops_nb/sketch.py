@@ -175,7 +175,7 @@ def quantile(
 )->float: # NaN if there are no values
     "A value that a share of `q` doesn't exceed"
     import numpy as np
-    if not t.valid: return math.nan
+    if not t.valid or not bins.edges: return math.nan
     i = int(np.searchsorted(np.cumsum(t.counts), q*t.valid - 1e-9))
     return min(t.high, max(t.low, bins.edges[i] if i < len(bins.edges) else t.high))
 
