@@ -224,6 +224,7 @@ async def _short(self:App, handler, call:Call, receive, send):
             self.pending -= 1
             self.board.put(_pending, self.pending)
             self.reading.pop(call, None)
+    if status >= 400: self._miss(call, status)
     headers += [(b'content-length', str(len(body)).encode()), (b'x-request-id', call.id.encode())]
     if call.version: headers.append((b'x-model-version', call.version.encode()))
     if self.draining: headers.append((b'connection', b'close'))
@@ -233,6 +234,12 @@ async def _short(self:App, handler, call:Call, receive, send):
     if call.said is not None and self.deployment.now.shadow: self._send_to_shadow(call)
 
 class LogProblem(Exception): "A prediction can't be logged"
+
+@patch
+def _miss(self:App, call:Call, status:int, version:str=''):
+    "Let the log know of a request that gets no prediction: from the version that was asked, or that would have been"
+    current = self.deployment.current
+    if self.log is not None: self.log.miss(version or call.version or (current.version if current else ''), status, call.at)
 
 @patch
 def _failed(self:App, call:Call, e)->tuple:
@@ -277,13 +284,18 @@ async def _ask(self:App,
     chosen = served or (self.deployment.choose(key if key is not None else raw) if now.canary else now.current)
     if chosen is now.canary and chosen and not served:
         try: return await self._say(call, chosen, 'canary', await call.read(chosen.reader))
-        except Refused: self.board.add(('answers', chosen.version, 'canary', 'error'))
-        except TimeoutError: pass # it is counted
         except LogProblem: raise
-        except Exception as e: self._failed(call, e)
+        except Exception as e: self._owed(call, chosen, e)
         chosen = now.current
     role = now.role if chosen is now.current else next((k for k in ('canary','shadow') if getattr(now, k) is chosen), 'named')
     return await self._say(call, chosen, role, asked)
+
+@patch
+def _owed(self:App, call:Call, canary:Served, e:Exception):
+    "A canary owed an answer; the champion gives it"
+    if isinstance(e, Refused): self.board.add(('answers', canary.version, 'canary', 'error'))
+    elif not isinstance(e, TimeoutError): self._failed(call, e) # that it was too slow is counted
+    self._miss(call, 500, canary.version)
 
 @patch
 async def _read(self:App, read, reader, raw:bytes)->Asked:

@@ -1,6 +1,6 @@
 """What a model is asked is counted once, whoever is killed; what has changed is told once; and a page and a table say it"""
 import json, random, signal, subprocess, sys, time
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from mlops_nb.predlog import PredictionLog
 from mlops_nb.windows import new_parts, update, windows
 from scratch import Project
 
-serve = 'def predict(model, rows): return model.predict_proba(rows.assign(double=rows.x*2)[["x","double","word"]])[:,1]\n'
+serve = 'def predict(model, rows):\n    if (rows.x > 1e6).any(): raise ValueError("too far")\n    return model.predict_proba(rows.assign(double=rows.x*2)[["x","double","word"]])[:,1]\n'
 train = '''
 import numpy as np, pandas as pd
 from sklearn.compose import make_column_transformer
@@ -102,6 +102,47 @@ def test_labels_that_come_late_show_that_it_is_worse(project):
     assert min(auc[:2]) > .75 and max(auc[2:]) < .56 and json.loads(json.dumps(facts)) == facts
 
 
+def missed(project, days, *counts):
+    "Log requests that got no prediction: (version, status, how many)"
+    with PredictionLog(project.state/'predictions'/'demo', [dict(name='x', type='double')], turn=False) as log:
+        for day in days:
+            for version, status, n in counts:
+                for _ in range(n): log.miss(version, status, start + 86400*day)
+
+
+def test_errors_are_told_once(project):
+    asked(project, range(8), per=100)
+    missed(project, range(7), ('1', 500, 9), ('1', 422, 1000))
+    assert not look(project.settings, 'demo', now).alerts, 'nine are few, and who asks wrongly is no error'
+    missed(project, [7], ('1', 504, 20), ('1', 400, 3), ('', 503, 12), ('9', 500, 99)) # there is no version 9
+    o = look(project.settings, 'demo', now)
+    assert {(a['kind'], a['what'], a['version'], a['start'][:10], a['data']['failed']) for a in o.alerts} == {('errors', 'requests', '', '2020-03-08', 12)}, 'of version 1 much fails always'
+    missed(project, [8], ('1', 500, 500))
+    o = look(project.settings, 'demo', now)
+    assert [(a['version'], a['data']['failed']) for a in o.alerts] == [('1', 500)] and o.rows == 0 and not o.blind, 'nobody was answered that day'
+    assert not look(project.settings, 'demo', now).alerts
+    facts = monitor_facts(project.settings, 'demo', now=now)
+    assert {(w['start'][8:10], w['version']): (w['traffic']['errors'], w['traffic']['refused']) for w in facts['windows'][6:]} == {('07', '1'): (9, 1000), ('08', ''): (12, 0), ('08', '1'): (20, 3), ('09', '1'): (500, 0)}
+    done = project.cli('monitor', 'demo')
+    assert done.code == 0 and 'errors' in done.out and 'The page' in done.out, done
+
+
+def test_what_a_server_fails_at_is_in_its_window(project):
+    for o in ('fastapi', 'uvicorn', 'prometheus_client'): pytest.importorskip(o)
+    from mlops_nb.promote import promote
+    from test_serve import Server
+    promote(project.settings, 'demo', 1, override=True, reason='a test')
+    with Server(project, 'demo', '--workers', '2') as s:
+        def ask(x): return s.ask('POST', '/predict', dict(x=x, word='a', at='2020-02-01T00:00:00Z'))[0]
+        assert [ask(o) for o in [0.]*20 + [1e7]*12 + ['much']*3] == [200]*20 + [500]*12 + [422]*3
+        assert s.ask('POST', '/predict', b'', Authorization='')[0] == 401
+    later = datetime.now(timezone.utc) + timedelta(days=32)
+    [a] = [a for a in look(project.settings, 'demo', later, 'month').alerts if a['kind'] == 'errors']
+    assert (a['version'], a['data']['failed'], a['data']['requests'], a['data']['refused']) == ('1', 12, 32, 4) and '12 of 32 requests failed' in a['data']['why']
+    assert not look(project.settings, 'demo', later, 'month').alerts
+    assert [(w.requests, w.failed, w.refused) for w in windows(Workspace(project.settings), 'demo', 'month').values()] == [(20, 12, 4)]
+
+
 def test_what_another_code_answers_is_skew(project):
     asked(project, [0])
     path = next((project.state/'predictions'/'demo').glob('day=*/*.parquet'))
@@ -127,6 +168,7 @@ script = 'from mlops_nb.config import load_settings\nfrom mlops_nb.plan import W
 
 def test_killed_or_two_at_once_each_row_is_counted_once(project):
     rows = asked(project, range(6), per=300, parts=12)
+    for _ in range(8): missed(project, range(6), ('1', 500, 2), ('1', 422, 1), ('', 503, 1))
     rnd = random.Random(0)
     for _ in range(8):
         p = subprocess.Popen([sys.executable, '-c', script], cwd=project.root, stdout=subprocess.PIPE, text=True)
@@ -140,9 +182,18 @@ def test_killed_or_two_at_once_each_row_is_counted_once(project):
     ws = Workspace(project.settings)
     assert not new_parts(ws, 'demo') and update(ws, 'demo') == 0
     for span in ('hour', 'day', 'month'): assert sum(w.rows for w in windows(ws, 'demo', span).values()) == len(rows)
-    [whole] = [w for (s, _), w in windows(ws, 'demo', 'month').items()]
+    of = {v: w for (_, v), w in windows(ws, 'demo', 'month').items()}
+    assert {v: (w.failed, w.refused) for v, w in of.items()} == {'1': (96, 48), '': (48, 0)}
+    whole = of['1']
     assert whole.columns['x'].n == whole.columns['double'].n == len(rows) and np.isclose(whole.columns['x'].total, rows.x.sum())
     assert whole.columns['word'].counts.sum() == len(rows)
+
+
+def test_a_segment_that_goes_on_over_midnight(project):
+    with PredictionLog(project.state/'predictions'/'demo', [dict(name='x', type='double')], output=[dict(name='', type='double')], turn=False) as log:
+        for at in (-60, 60): log.add(f'r{at}', '1', 'champion', start + at, .5, Columns(dict(x=np.zeros(3))), np.full(3, .5))
+    ws = Workspace(project.settings)
+    assert update(ws, 'demo') == 6 and [w.rows for w in windows(ws, 'demo').values()] == [3, 3]
 
 
 def test_the_command(project):

@@ -1,5 +1,5 @@
 """An answered prediction is in the log, once, whoever is killed and whenever"""
-import os, shutil, signal, subprocess, sys, textwrap
+import json, os, shutil, signal, subprocess, sys, textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -55,6 +55,14 @@ def assert_holds(folder, answered):
     return df
 
 
+def counted(folder):
+    "What got no prediction, by version: [failed, refused]"
+    found = {}
+    for path in Path(folder).glob('_missed/day=*/*.json'):
+        for o in json.loads(path.read_text()): found[o['version']] = [a + b for a, b in zip(found.get(o['version'], [0, 0]), (o['failed'], o['refused']))]
+    return found
+
+
 @pytest.mark.parametrize('size, turns, sync', [(16 << 20, 'no', 0), (20_000, 'no', 0), (200_000, 'turn', 0), (100_000, 'turn', .01)])
 def test_sigkill_loses_no_answer(tmp_path, size, turns, sync):
     answered = {}
@@ -84,9 +92,10 @@ def test_who_turns_is_killed(tmp_path):
     source = tmp_path/'source'
     with PredictionLog(source, fields, every=1e9, turn=False) as log:
         for i in range(2000): log.add(f'1-{i}', 7, 'champion', 1.38e9 + 86400*(i % 3), .2, Columns(dict(carrier=np.array(['AA'], object), distance=np.array([i]), at=np.array(['2013-07-04'], 'M8[us]')), 1), np.array([.5]))
+        for day in range(3): log.miss('7', 500, 1.38e9 + 86400*day)
         log.close(turns=False)
     answered = {f'1-{i}': 1 for i in range(2000)}
-    for step in (1, 2, 5, 9, 10): # the first file is begun, is whole, the second has its name, all have, the segment goes
+    for step in (1, 2, 5, 9, 12, 16): # the first file is begun, is whole, the second has its name, all have, the second count is whole, the segment goes
         folder = Path(shutil.copytree(source, tmp_path/f'{step}'))
         kill = f'''
             import os, signal, sys
@@ -108,7 +117,26 @@ def test_who_turns_is_killed(tmp_path):
         take_over(folder)
         assert_holds(folder, answered)
         assert not list(folder.glob('open/*')) and not [o for o in folder.glob('day=*/*') if o.name.startswith('.')]
-        assert len(list(folder.glob('day=*'))) == 3
+        assert len(list(folder.glob('day=*'))) == 3 and counted(folder) == {'7': [3, 0]}
+
+
+missing = prelude + '''
+    log = PredictionLog(sys.argv[1], fields)
+    for o in (500, 503, 504, 400, 422): log.miss(7, o, time.time())
+    while log._missed: time.sleep(.01) # until its thread has written them down
+    print('noted', flush=True)
+    time.sleep(600)
+'''
+
+
+def test_what_got_no_prediction_outlives_its_worker(tmp_path):
+    p = start(missing, tmp_path)
+    assert p.stdout.readline() == b'noted\n'
+    os.killpg(p.pid, signal.SIGKILL)
+    p.wait()
+    p.stdout.close()
+    assert not counted(tmp_path) and take_over(tmp_path) == 1
+    assert counted(tmp_path) == {'7': [3, 2]} and not list(tmp_path.glob('open/*')) and not len(read_folder(tmp_path))
 
 
 def test_read_while_it_is_turned(tmp_path):
@@ -142,7 +170,9 @@ full = prelude + '''
     log = PredictionLog(sys.argv[1], fields, turn=False)
     for i in range(100):
         try: log.add(f'1-{i}', 7, 'champion', time.time(), .2, rows(1), np.array([.5]))
-        except StoreError as e: print(f'not {e.what}')
+        except StoreError as e:
+            print(f'not {e.what}')
+            log.miss(7, 503, time.time())
         else: print(f'1-{i} 1')
         if i == 60: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     log.close(turns=False)
@@ -156,6 +186,8 @@ def test_no_room(tmp_path):
     assert 0 < len(answered) < 90 and '1-99' in answered and any(o.startswith("not the prediction log can't be written") for o in out)
     df = assert_holds(tmp_path, answered)
     assert set(df.request) == set(answered)
+    take_over(tmp_path)
+    assert counted(tmp_path) == {'7': [100 - len(answered), 0]}, 'counts wait until there is room'
 
 
 def test_an_idle_log_ends_its_segment_and_leaves_nothing(tmp_path):
