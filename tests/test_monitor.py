@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip('mlflow')
 from mlops_nb.columns import Columns
+from mlops_nb.core import StoreError
 from mlops_nb.labels import add_labels
 from mlops_nb.monitor import look, monitor_facts
 from mlops_nb.plan import Workspace
@@ -210,3 +211,35 @@ def test_the_command(project):
     for args, words in ((['dem'], "no model 'dem'"), (['demo', '--window', 'week'], 'no windows of a week'), (['demo', '--since', 'soon'], 'no time')):
         bad = project.cli('monitor', *args)
         assert bad.code == 2 and words in bad.text, bad
+
+
+def test_a_store_that_is_away_hides_nothing_for_good(project):
+    asked(project, [0])
+    ws, trouble = Workspace(project.settings), {}
+    def away(version): raise StoreError("the store isn't there")
+    assert update(ws, 'demo', yards=away, trouble=trouble.__setitem__) == 0 and len(trouble) == 1 and not windows(ws, 'demo')
+    assert update(ws, 'demo') == 500 and not new_parts(ws, 'demo')
+
+
+def test_silence_is_told(project):
+    asked(project, range(8), per=1)
+    path = project.state/'predictions'/'demo'
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    for o in path.glob('day=*/*.parquet'): # a hundred requests a day
+        t = pq.read_table(o)
+        pq.write_table(pa.concat_tables([t.set_column(0, 'request', pa.array([f'{r}-{i}' for r in t['request'].to_pylist()])) for i in range(200)]), o)
+    o = look(project.settings, 'demo', datetime(2020, 3, 11, tzinfo=timezone.utc))
+    assert [(a['kind'], a['start'][:10], a['data']['requests']) for a in o.alerts if a['kind'] == 'traffic'] == [('traffic', '2020-03-09', 0), ('traffic', '2020-03-10', 0)]
+    assert not [a for a in look(project.settings, 'demo', datetime(2020, 3, 11, tzinfo=timezone.utc)).alerts if a['kind'] == 'traffic']
+
+
+def test_a_moment_that_nobody_means_stops_nothing(project):
+    (project.root/'settings.ini').write_text((project.root/'settings.ini').read_text() + 'monitor_time = at\n')
+    from mlops_nb.package import load_package
+    package = load_package(project.data/'model')
+    df = pd.DataFrame(dict(x=np.random.default_rng(0).normal(size=500), word='a', at=np.array(['9999-12-31'] + ['2020-02-01']*499, 'M8[us]')))
+    with PredictionLog(project.state/'predictions'/'demo', package.about['columns'], output=package.about['output'], turn=False) as log:
+        log.add('r', '1', 'champion', start, .5, Columns({k: df[k].to_numpy(object if k == 'word' else None) for k in df}), package.predict(df), None)
+    assert look(project.settings, 'demo', now).rows == 500
+    assert {s: w.rows for (s, _), w in windows(Workspace(project.settings), 'demo').items()} == {'2020-02-01': 499, '2020-03-01': 1}
