@@ -188,6 +188,7 @@ known_keys = dict(
     serve_queue   = ('256',                  _some,  'requests that a worker takes on at once; more are told to come again'),
     serve_timeout = ('30',                   _some,  'how long a request may take, seconds'),
     serve_sync    = ('false',                _flag,  'does an answer wait until the disk holds its line of the log? Else that is lost if the power fails'),
+    serve_turn    = ('600',                  _some,  'seconds after which lines of the log become Parquet, which a monitor reads; sooner where they are many'),
     serve_body    = ('32',                   _some,  'how large the body of a request may be, MB'),
     serve_cert    = ('',                     _file,  'certificate for https, a PEM file'),
     serve_key     = ('',                     _file,  'its private key, a PEM file; default: it is in the file of the certificate'),
@@ -320,6 +321,7 @@ class Settings:
     serve_queue:int # requests that a worker takes on at once
     serve_timeout:int # seconds that a request may take
     serve_sync:bool # does an answer wait until the disk holds its line of the log?
+    serve_turn:int # seconds after which lines of the log become Parquet
     serve_body:int # how large it may be, MB
     serve_cert:str # PEM file, or ''
     serve_key:str # PEM file, or ''

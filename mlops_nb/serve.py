@@ -67,6 +67,7 @@ class Service:
     access:bool=True # is there a line on standard output for each request?
     cookie:str='mlops-nb-serve'
     drain:float=30. # seconds that requests have to end
+    turn:float=600. # seconds after which lines of the log become Parquet
 
 class Channel:
     "Lines of JSON over a socket"
@@ -158,7 +159,7 @@ class Worker:
         columns = made.about['columns']
         told = columns, {*self.o.private, *made.reader.private} & {o['name'] for o in columns}, made.about['output']
         if self.log: self.log.learn(made.version, *told)
-        elif self.o.predictions: self.log = PredictionLog(self.o.predictions, *told, sync=float(self.o.sync))
+        elif self.o.predictions: self.log = PredictionLog(self.o.predictions, *told, sync=float(self.o.sync), every=self.o.turn)
         return made
 
     async def load(self):
@@ -542,7 +543,7 @@ def _serve(settings, ws, model, wanted, look, sock, host, workers, token, where,
     port,log = sock.getsockname()[1], settings.predictions
     url = f"{'https' if settings.serve_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
     service = Service(model, wanted.as_json(), token, str(settings.root), settings.env, workers or settings.serve_workers, dict(queue=settings.serve_queue, timeout=settings.serve_timeout, body=settings.serve_body*2**20),
-        '' if log == 'none' else str(Path(log)/model), settings.private, settings.serve_sync, settings.serve_cert, settings.serve_key, access, f'mlops-nb-{port}')
+        '' if log == 'none' else str(Path(log)/model), settings.private, settings.serve_sync, settings.serve_cert, settings.serve_key, access, f'mlops-nb-{port}', turn=float(settings.serve_turn))
     def note(kind, **data):
         if not ws: return
         try: ws.ledger.event(kind, name=model, **data)
