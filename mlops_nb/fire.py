@@ -8,7 +8,7 @@ __all__ = ['at_ledger', 'at_trigger', 'state_of', 'firing_id', 'firings', 'firin
            'check_id', 'fire', 'by_hand', 'held_back', 'waits_because', 'is_at_work', 'take', 'change', 'run_row',
            'next_run', 'command_of', 'firing_of_run', 'became_champion', 'ruling', 'why_not_back', 'reason_of',
            'take_back', 'promoted_text', 'promote_one', 'promote_run', 'said', 'lost', 'ended', 'failed', 'in_words',
-           'do_run', 'carry_out', 'beating', 'let_go', 'do_firing', 'run_waiting']
+           'do_run', 'carry_out', 'beating', 'let_go', 'do_firing', 'in_turn', 'run_waiting']
 
 # %% ../nbs/api/17a_fire.ipynb #c6233416
 import re
@@ -111,8 +111,11 @@ def rows_of(t:Trigger, events:list, last:datetime|None, now:datetime)->list:
     "The rows of some events, one after the other"
     rows = []
     for e in events:
-        status,why = decided(t, e, last, now)
-        rows.append(new_firing(t, e, status, why, now, filled(t, _full(t, e)) if status == 'waiting' else None))
+        (status,why),params = decided(t, e, last, now), None
+        if status == 'waiting':
+            try: params = filled(t, _full(t, e))
+            except ParameterError as o: status,why = 'skipped', f"{e.why}; {o.what}"
+        rows.append(new_firing(t, e, status, why, now, params))
         last = now if status == 'waiting' else last
     return rows
 
@@ -394,6 +397,14 @@ def do_firing(settings, ws, t:Trigger, row:dict, clock, tell)->dict: # a happeni
     tell(done)
     return done
 
+# %% ../nbs/api/17a_fire.ipynb #8f5aaa48
+def in_turn(
+    rows:list, # of firings
+    names:list, # of the triggers, as they stand in the settings
+)->list:
+    "In which order firings have their turn"
+    return sorted(rows, key=lambda o: (o['time'], names.index(o['trigger'])))
+
 # %% ../nbs/api/17a_fire.ipynb #5ee83df2
 def run_waiting(
     settings,
@@ -406,7 +417,7 @@ def run_waiting(
     "Take and do what waits, one after the other, until nothing is left to take"
     by,done = {o.name: o for o in triggers}, []
     while True:
-        rows = [o for o in firings(ws, status=['waiting','running'], limit=10**6) if o['trigger'] in by and (not only or o['id'] == only)]
+        rows = in_turn([o for o in firings(ws, status=['waiting','running'], limit=10**6) if o['trigger'] in by and (not only or o['id'] == only)], [*by])
         busy = Counter(o['trigger'] for o in rows if is_at_work(o))
         free = [o for o in rows if o['id'] not in done and not is_at_work(o) and busy[o['trigger']] < by[o['trigger']].at_once]
         got = next((x for o in free if (x := take(ws, by[o['trigger']], o, clock()))), None)
