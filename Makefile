@@ -3,10 +3,12 @@
 # What this project is
 PACKAGE  = mlops_nb
 PIPELINE = flights
+# whose year is lived through, in short, by `make demo`
+REPLAY   = flights
 # the extras of pyproject.toml that are locked and installed
 EXTRAS   = examples validate tune track ui models serve lab postgres proven clients dev
 # folders of nbs/ whose notebooks are run as stages, or by tests/, and not tested as lessons
-STAGES   = pipelines|predict|benchmarks|tutorials|predict
+STAGES   = pipelines|predict|replay|benchmarks|tutorials
 
 # How it is made
 PYTHON ?= python3.11 python3.12 python3.13 python3
@@ -33,6 +35,7 @@ help: ## List the targets
 
 demo: venv ## Run the example pipeline
 	$(BIN)/mlops-nb run $(PIPELINE)
+	$(if $(REPLAY),$(BIN)/mlops-nb replay $(REPLAY) --short)
 
 test: venv ## Test the lessons of the notebooks, then run tests/
 	$(NBDEV_TEST)

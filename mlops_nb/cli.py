@@ -8,8 +8,8 @@ __all__ = ['app', 'Env', 'Json', 'Params', 'ParamsFile', 'Pairs', 'PipelineName'
            'tell_results', 'model_text', 'next_steps', 'duration', 'first_trials', 'tune', 'studies', 'study', 'ui',
            'track', 'plan', 'check_study', 'runs', 'show', 'logs', 'diff', 'pin_runs', 'gc', 'reproduce', 'register',
            'models', 'lineage', 'put_lineage', 'schema_infer', 'tell_promotion', 'promote', 'rollback', 'audit', 'card',
-           'serve', 'predict', 'export', 'tell_happening', 'tell_preview', 'watch', 'fire', 'triggers', 'labels',
-           'alerts', 'monitor', 'findings_table', 'doctor', 'tell_error', 'main']
+           'serve', 'predict', 'export', 'tell_happening', 'tell_preview', 'watch', 'fire', 'triggers', 'replay',
+           'labels', 'alerts', 'monitor', 'findings_table', 'doctor', 'tell_error', 'main']
 
 # %% ../nbs/api/21_cli.ipynb #27cabaaf
 import json, os, signal, sys
@@ -683,15 +683,17 @@ def watch(
     dry_run:Annotated[bool, typer.Option('--dry-run', help='say what would fire, and why not; writes nothing')]=False,
     port:Annotated[Optional[int], typer.Option(min=0, max=65535, help='answer calls there too: POST /fire/NAME, with MLOPS_TOKEN', show_default=False)]=None,
     host:Annotated[str, typer.Option(help='address to answer calls at; others than this machine can reach it only if you name one, and MLOPS_TOKEN', metavar='ADDRESS')]='127.0.0.1',
+    at:Annotated[str, typer.Option('--now', hidden=True, metavar='TIME', help='with --once: what time it is; for replays')]='',
     env:Env=None, as_json:Json=False,
 ):
     "Look at the triggers, and do what fires."
+    from mlops_nb.predlog import moment_of
     from mlops_nb.watch import preview, watch as watch_all, watch_once
     settings,seconds,heard = settings_of(env), duration(every, '--every'), []
     if dry_run: return tell_preview(preview(settings), as_json)
     tell = tell_happening(as_json)
     if not once: return watch_all(settings, seconds, port, host, listener=tell, tell=lambda *o: print(*o, file=sys.stderr if as_json else sys.stdout, flush=True))
-    rows = watch_once(settings, listener=lambda o: (heard.append(o['what']), tell(o)))
+    rows = watch_once(settings, moment_of(at), listener=lambda o: (heard.append(o['what']), tell(o)))
     if not heard and not as_json: print("Nothing fired, and nothing waited.")
     if 'error' in heard or any(o['status'] == 'failed' for o in rows): raise typer.Exit(1)
 
@@ -730,6 +732,32 @@ def triggers(
     if not rows: return print("It has not fired yet." if name else "There are no triggers. A section [trigger:NAME] of settings.ini is one.")
     console().print(history_table(rows) if name else triggers_table(rows))
     if name and rows[0]['firing'] == name: print(*(f'{k}: {v}' for k,v in rows[0]['data'].items()), sep='\n')
+
+# %% ../nbs/api/21_cli.ipynb #0141ce03
+@app.command()
+def replay(
+    name:Annotated[str, typer.Argument(help='which story', metavar='NAME')]='flights',
+    year:Annotated[int, typer.Option(help='which year', metavar='YEAR')]=2013,
+    from_month:Annotated[Optional[int], typer.Option('--from-month', min=3, max=12, help='the first month that is served', show_default=False)]=None,
+    to_month:Annotated[Optional[int], typer.Option('--to-month', min=3, max=12, help='the last one', show_default=False)]=None,
+    short:Annotated[bool, typer.Option('--short', help='three months, to see how it goes')]=False,
+    kills:Annotated[Optional[int], typer.Option('--kills', min=0, help='so many times is a watcher killed, at random moments; nothing changes', show_default=False)]=None,
+    forced:Annotated[Optional[int], typer.Option('--forced', min=0, max=12, metavar='MONTH', help='in this month somebody makes a worthless version champion; the loop takes it back', show_default=False)]=None,
+    force:Annotated[bool, typer.Option('--force', help='begin anew, though it is known how it ends')]=False,
+    env:Env=None, as_json:Json=False,
+):
+    "Live through a year that has passed: serve, watch, learn, month after month."
+    import shlex
+    from mlops_nb.replay import months_table, months_told, replay as live_through, summary
+    from mlops_nb.show import console
+    with months_told(console(stderr=True)) as tell:
+        r,outcome = live_through(settings_of(env), name, year, short, force, tell, command=shlex.join(['mlops-nb', *sys.argv[1:]]), from_month=from_month, to_month=to_month, kills=kills, forced=forced)
+    if not outcome: tell_results([r])
+    elif as_json: print_json(outcome)
+    else:
+        console().print(months_table(outcome))
+        for o in summary(outcome): console().print(o, markup=False, soft_wrap=True)
+    if not outcome: raise typer.Exit(1)
 
 # %% ../nbs/api/21_cli.ipynb #1f939919
 @app.command()

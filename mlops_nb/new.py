@@ -143,7 +143,7 @@ def renamed(
     "The text of a file with the names changed"
     text = text.replace('mlops_nb.starter', f'{package}.starter')
     if path != 'Makefile': return text
-    for k,v in dict(PACKAGE=package, PIPELINE='starter', EXTRAS='lab dev').items():
+    for k,v in dict(PACKAGE=package, PIPELINE='starter', REPLAY='', EXTRAS='lab dev').items():
         text,n = re.subn(rf'(?m)^({k}\s*=\s*).*$', rf'\g<1>{v}', text)
         if n != 1: raise ConfigError(f'the Makefile has {n} lines that set {k}, not one', where='Makefile', remedy='set it once, at the top')
     return text
