@@ -893,6 +893,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlops_nb.fire.at_trigger': ('api/fire.html#at_trigger', 'mlops_nb/fire.py'),
                                'mlops_nb.fire.beating': ('api/fire.html#beating', 'mlops_nb/fire.py'),
                                'mlops_nb.fire.became_champion': ('api/fire.html#became_champion', 'mlops_nb/fire.py'),
+                               'mlops_nb.fire.beside_before': ('api/fire.html#beside_before', 'mlops_nb/fire.py'),
                                'mlops_nb.fire.by_hand': ('api/fire.html#by_hand', 'mlops_nb/fire.py'),
                                'mlops_nb.fire.call_event': ('api/fire.html#call_event', 'mlops_nb/fire.py'),
                                'mlops_nb.fire.carry_out': ('api/fire.html#carry_out', 'mlops_nb/fire.py'),

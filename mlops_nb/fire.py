@@ -6,9 +6,9 @@
 __all__ = ['at_ledger', 'at_trigger', 'state_of', 'firing_id', 'firings', 'firing', 'last_fired', 'cools_until', 'decided',
            'is_put_off', 'new_firing', 'write_firing', 'rows_of', 'notice', 'evaluate', 'KnownFiring', 'call_event',
            'check_id', 'fire', 'by_hand', 'held_back', 'waits_because', 'is_at_work', 'take', 'change', 'run_row',
-           'next_run', 'command_of', 'firing_of_run', 'became_champion', 'ruling', 'why_not_back', 'reason_of',
-           'take_back', 'promoted_text', 'promote_one', 'promote_run', 'said', 'lost', 'ended', 'failed', 'in_words',
-           'do_run', 'carry_out', 'beating', 'let_go', 'do_firing', 'in_turn', 'run_waiting']
+           'next_run', 'command_of', 'firing_of_run', 'became_champion', 'ruling', 'why_not_back', 'beside_before',
+           'reason_of', 'take_back', 'promoted_text', 'promote_one', 'promote_run', 'said', 'lost', 'ended', 'failed',
+           'in_words', 'do_run', 'carry_out', 'beating', 'let_go', 'do_firing', 'in_turn', 'run_waiting']
 
 # %% ../nbs/api/17a_fire.ipynb #c6233416
 import re
@@ -20,7 +20,7 @@ from .ledger import open_ledger
 from .plan import Workspace
 from .process import alive, as_owner, this_process
 from .promote import catch_up, champions, history, holder, promote, quiet, rollback, who
-from .registry import models_in, register_run
+from .registry import Registry, models_in, register_run
 from .run import beside, clean_up_after_the_dead, run as run_pipeline, shared_ledger
 from .tables import as_rows, insert_new, stamp
 from .trigger import Event, Trigger, check_params, day_fields, filled, find_trigger, look_for, quiet_until, span_text, typed
@@ -281,6 +281,26 @@ def why_not_back(ws, t:Trigger, row:dict, now:datetime)->str: # '': it is to be 
     if since is None or now - since > t.probation: return f"version {version} is not on probation any more"
     return '' if len(champions(history(ws, t.model))) > 1 else f"there is no champion before version {version}"
 
+# %% ../nbs/api/17a_fire.ipynb #6c4c2512
+def beside_before(ws, name:str, row:dict)->dict|None: # {metric, now, before, old, better}; None: nobody can tell
+    "How good a champion's answers in a window were, and what those of the one before would have been worth"
+    from mlops_nb.labels import labelled
+    from mlops_nb.package import load_package
+    from mlops_nb.predlog import column_name
+    from mlops_nb.quality import quality_of
+    d,registry,old = row['data'], Registry(ws), champions(history(ws, name))[-2]
+    metric = d['what'].partition(',')[0]
+    try:
+        package = load_package(registry.package_path(registry.found(name, old['digest'], old['version'])))
+        logged = [column_name(o) for o in package.names]
+        rows = labelled(ws.settings, name, d['start'], d['end'], columns=package.names)
+        rows = rows[rows.version.astype(str) == str(d['version'])]
+        said = package.predict(rows[logged].set_axis(package.names, axis=1))
+        now,before = (quality_of(rows.label, o).estimate(metric).value for o in (rows.prediction, said))
+    except Exception: return None # of another world: its rows, its outcome, its figures
+    return dict(metric=metric, now=now, before=before, old=old['version'], better=bool(before > now if metric == 'auc' else abs(before) < abs(now)))
+
+# %% ../nbs/api/17a_fire.ipynb #3cc5caf2
 def reason_of(t:Trigger, row:dict)->str: return f"{row['why']} (trigger {t.name}, firing {row['id']})"
 
 _results = dict(promoted='promoted', rolled_back='rolled back', refused='kept', unchanged='kept', overtaken='kept') # {status of a promotion: what it comes to}
@@ -291,7 +311,9 @@ def take_back(settings, ws, t:Trigger, row:dict, now:datetime)->dict: # outcome;
         catch_up(ws)
         return dict(status=done['kind'], result='rolled back', model=t.model, version=done['data']['to'], text=f"version {done['data']['to']} of {t.model} is champion again")
     if stays := why_not_back(ws, t, row, now): return dict(text=stays)
-    p = rollback(settings, t.model, reason_of(t, row), expected=int(row['data']['version']), firing=row['id'], alerts=row['data'].get('alerts'))
+    o = beside_before(ws, t.model, row)
+    if o and not o['better']: return dict(text=f"version {row['data']['version']} stays: of the same rows version {o['old']} would have said nothing better, {o['metric']} {o['before']:.4g} against {o['now']:.4g}")
+    p = rollback(settings, t.model, reason_of(t, row), expected=int(row['data']['version']), firing=row['id'], alerts=row['data'].get('alerts'), beside=o)
     return dict(status=p.status, result=_results[p.status], model=t.model, version=p.champion, text=f"version {p.champion} of {t.model} is champion again, instead of {p.before}" if p.status == 'rolled_back' else f"version {p.champion} became champion meanwhile")
 
 # %% ../nbs/api/17a_fire.ipynb #58e1db38
