@@ -7,8 +7,8 @@ __all__ = ['kinds', 'punctual', 'span_of', 'span_text', 'hours_of', 'Trigger', '
            'trigger_of', 'named_in', 'check_fields', 'filled', 'day_fields', 'triggers_of', 'find_trigger',
            'triggers_are_well', 'check_params', 'typed', 'quiet_until', 'Event', 'Seen', 'at_moment', 'look_at_clock',
            'plain_pattern', 'fields_of', 'files_of', 'is_settled', 'short_path', 'look_at_files', 'value_of', 'grown',
-           'look_at_query', 'alert_rows', 'windows_of', 'of_window', 'look_at_alerts', 'outside', 'look_for',
-           'waits_for', 'due_next']
+           'look_at_query', 'named_by', 'alert_rows', 'windows_of', 'of_window', 'look_at_alerts', 'outside',
+           'look_for', 'waits_for', 'due_next']
 
 # %% ../nbs/api/17_trigger.ipynb #24e477e2
 import glob, os, re, shlex, time
@@ -22,6 +22,7 @@ from .core import ConfigError, MlopsError, ParameterError, did_you_mean, digest_
 from .cron import Cron, between, cron_of, next_after, zone_of
 from .parameters import Text
 from .pipeline import addressed, bind_pipeline, find_pipeline, load_pipeline
+from .quality import usual_limits
 from .source import version_of
 from .stage import is_url
 from .tables import stamp
@@ -100,6 +101,12 @@ def _some(text:str, where:str)->int:
     if not re.fullmatch(r'[1-9]\d{0,5}', text): raise ConfigError(f"{text!r} is no number of runs", where=where, remedy="write 1, or more")
     return int(text)
 
+def _judged(names:tuple, where:str)->tuple:
+    "Figures that the monitor judges by"
+    known = list(dict.fromkeys(k for o in usual_limits.values() for k in o))
+    if odd := next((o for o in names if o not in known), ''): raise ConfigError(f"no alert is about {odd}", where=where, remedy=did_you_mean(odd, known))
+    return names
+
 def pairs_of(text:str, where:str)->tuple: # of (name, text)
     "`a=1 b='x y'`"
     try: words = shlex.split(text)
@@ -142,7 +149,7 @@ def trigger_of(
     span = lambda k, default='0': span_of(o.get(k) or default, at(k))
     place = lambda text: text if not text or is_url(text) else os.path.normpath(Path(root)/Path(text).expanduser())
     zone_of(o['zone'], at('zone'))
-    t = Trigger(name, o['on'], o['run'], pairs_of(o['params'], at('params')), _flag(o['promote'], at('promote')), o.get('model', ''), names('metric') or names('columns'),
+    t = Trigger(name, o['on'], o['run'], pairs_of(o['params'], at('params')), _flag(o['promote'], at('promote')), o.get('model', ''), _judged(names('metric'), at('metric')) or names('columns'),
         _flag(o.get('rollback', 'false'), at('rollback')), span('probation', '60d'), cron_of(o['schedule'], o['zone'], at('schedule')) if o['on'] == 'schedule' else None,
         _one_of(o.get('missed', 'once'), ('once','all','skip'), at('missed')), place(o.get('data', '')), span('settle'), o.get('query', ''), o.get('database', ''), span('cooldown'),
         hours_of(o['quiet'], at('quiet')) if o['quiet'] else (), o['zone'], _some(o['at_once'], at('at_once')), tuple(span_of(x, at('backoff')) for x in o['backoff'].split()))
@@ -360,9 +367,14 @@ def look_at_query(t:Trigger, state:dict|None, now:datetime)->Seen:
     return Seen([Event(str(v), now, data, f"the value is {v}" + (f", and was {before}" if before is not None else ''))], dict(value=v, query=t.query))
 
 # %% ../nbs/api/17_trigger.ipynb #99ecb1df
+def named_by(o:dict)->set:
+    "All figures and columns that an alert is about: its `what` is only the worst of them"
+    data = o['data'] or {}
+    return {o['what'], *(data.get('columns') or ()), *(x.get('metric') for x in data.get('also') or ())}
+
 def alert_rows(ws, t:Trigger)->list: # oldest first
     "The alerts that a trigger waits for"
-    return [o for o in alerts(ws, t.model, t.on) if not t.what or {o['what'], *((o['data'] or {}).get('columns') or ())} & {*t.what}]
+    return [o for o in alerts(ws, t.model, t.on) if not t.what or named_by(o) & {*t.what}]
 
 def windows_of(rows:list)->dict: # {(start, end, version): rows}, oldest first
     "Alerts by window and version"
