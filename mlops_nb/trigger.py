@@ -7,8 +7,8 @@ __all__ = ['kinds', 'punctual', 'span_of', 'span_text', 'hours_of', 'Trigger', '
            'trigger_of', 'named_in', 'check_fields', 'filled', 'day_fields', 'triggers_of', 'find_trigger',
            'triggers_are_well', 'check_params', 'typed', 'quiet_until', 'Event', 'Seen', 'at_moment', 'look_at_clock',
            'plain_pattern', 'fields_of', 'files_of', 'is_settled', 'short_path', 'look_at_files', 'value_of', 'grown',
-           'look_at_query', 'named_by', 'alert_rows', 'windows_of', 'of_window', 'look_at_alerts', 'outside',
-           'look_for', 'waits_for', 'due_next']
+           'look_at_query', 'named_by', 'alert_rows', 'version_key', 'alerts_by_window', 'of_window', 'champion_of',
+           'pass_others', 'look_at_alerts', 'outside', 'look_for', 'waits_for', 'due_next']
 
 # %% ../nbs/api/17_trigger.ipynb #24e477e2
 import glob, os, re, shlex, time
@@ -22,6 +22,7 @@ from .core import ConfigError, MlopsError, ParameterError, did_you_mean, digest_
 from .cron import Cron, between, cron_of, next_after, zone_of
 from .parameters import Text
 from .pipeline import addressed, bind_pipeline, find_pipeline, load_pipeline
+from .promote import holder
 from .quality import usual_limits
 from .source import version_of
 from .stage import is_url
@@ -376,11 +377,15 @@ def alert_rows(ws, t:Trigger)->list: # oldest first
     "The alerts that a trigger waits for"
     return [o for o in alerts(ws, t.model, t.on) if not t.what or named_by(o) & {*t.what}]
 
-def windows_of(rows:list)->dict: # {(start, end, version): rows}, oldest first
+def version_key(version:str)->tuple: 
+    "The order of versions: 10 comes after 9"
+    return (int(version), '') if re.fullmatch(r'[0-9]{1,18}', version) else (-1, version)
+
+def alerts_by_window(rows:list)->dict: # {(start, end, version): rows}, oldest first
     "Alerts by window and version"
     found = {}
     for o in rows: found.setdefault((o['start'] or '', o['end'] or '', o['version'] or ''), []).append(o)
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items(), key=lambda o: (*o[0][:2], version_key(o[0][2]))))
 
 # %% ../nbs/api/17_trigger.ipynb #782141f2
 def _when(text:str, default:datetime)->datetime:
@@ -397,13 +402,30 @@ def of_window(t:Trigger, start:str, end:str, version:str, rows:list, now:datetim
     data = day_fields(_when(start, now), t.zone) | dict(due=stamp(now), model=t.model, version=version, start=start, end=end, what=','.join(what), value=value, alerts=[o['id'] for o in rows]) | known
     return Event(f'{t.model} {version} {start} {end}', now, data, f"{t.on} of version {version} in {start[:16]} to {end[:16]}: {', '.join(what[:3])}" + (f' and {len(what)-3} more' if len(what) > 3 else ''))
 
+def champion_of(ws, model:str)->str: # '': nobody
+    "The version that is champion, as alerts name it"
+    h = holder(ws, model)
+    return str(h['version']) if h else ''
+
+def pass_others(t:Trigger, new:list, champion:str)->Event:
+    "Of events that come together one fires, the others are passed over; gives the one"
+    def first(o): 
+        mine = o.data['version'] == champion
+        return mine and t.rollback, o.data['start'], o.data['end'], mine, version_key(o.data['version'])
+    one = max(new, key=first)
+    for o in new:
+        newer,same = o.data['start'] < one.data['start'], o.data['version'] == one.data['version']
+        if o is not one: o.passed = f"a newer window says the same: {one.data['start'][:16]}" if newer or same else f"there is one about version {one.data['version']}" + (", the champion" if one.data['version'] == champion else '')
+    return one
+
 def look_at_alerts(ws, t:Trigger, state:dict|None, now:datetime)->Seen:
     "Are there windows with alerts that nobody has answered?"
     seen = (state or {}).get('windows', [])
-    found = [of_window(t, *k, rows, now) for k,rows in windows_of(alert_rows(ws, t)).items()]
+    found = [of_window(t, *k, rows, now) for k,rows in alerts_by_window(alert_rows(ws, t)).items()]
     new = [o for o in found if o.event not in seen]
-    for o in new[:-1]: o.passed = f"a newer window says the same: {new[-1].data['start'][:16]}"
-    return Seen(new, dict(windows=[o.event for o in found])) if new else Seen()
+    if not new: return Seen()
+    pass_others(t, new, champion_of(ws, t.model))
+    return Seen(new, dict(windows=[o.event for o in found]))
 
 # %% ../nbs/api/17_trigger.ipynb #e20de02a
 def outside(t:Trigger, f, seconds:float=30.):
