@@ -6,9 +6,9 @@
 __all__ = ['at_ledger', 'at_trigger', 'state_of', 'firing_id', 'firings', 'firing', 'last_fired', 'cools_until', 'decided',
            'is_put_off', 'new_firing', 'write_firing', 'rows_of', 'notice', 'evaluate', 'KnownFiring', 'call_event',
            'check_id', 'fire', 'by_hand', 'held_back', 'waits_because', 'is_at_work', 'take', 'change', 'run_row',
-           'next_run', 'command_of', 'firing_of_run', 'became_champion', 'ruling', 'why_not_back', 'beside_before',
-           'reason_of', 'take_back', 'promoted_text', 'promote_one', 'promote_run', 'said', 'lost', 'ended', 'failed',
-           'in_words', 'do_run', 'carry_out', 'beating', 'let_go', 'do_firing', 'in_turn', 'run_waiting']
+           'next_run', 'command_of', 'firing_of_run', 'became_champion', 'ruling', 'why_not_back', 'reason_of',
+           'back_text', 'take_back', 'promoted_text', 'promote_one', 'promote_run', 'said', 'lost', 'ended', 'failed',
+           'in_words', 'do_run', 'carry_out', 'beating', 'let_go', 'do_firing', 'run_waiting']
 
 # %% ../nbs/api/17a_fire.ipynb #c6233416
 import re
@@ -20,7 +20,7 @@ from .ledger import open_ledger
 from .plan import Workspace
 from .process import alive, as_owner, this_process
 from .promote import catch_up, champions, history, holder, promote, quiet, rollback, who
-from .registry import Registry, models_in, register_run
+from .registry import models_in, register_run
 from .run import beside, clean_up_after_the_dead, run as run_pipeline, shared_ledger
 from .tables import as_rows, insert_new, stamp
 from .trigger import Event, Trigger, check_params, day_fields, filled, find_trigger, look_for, quiet_until, span_text, typed
@@ -111,11 +111,8 @@ def rows_of(t:Trigger, events:list, last:datetime|None, now:datetime)->list:
     "The rows of some events, one after the other"
     rows = []
     for e in events:
-        (status,why),params = decided(t, e, last, now), None
-        if status == 'waiting':
-            try: params = filled(t, _full(t, e))
-            except ParameterError as o: status,why = 'skipped', f"{e.why}; {o.what}"
-        rows.append(new_firing(t, e, status, why, now, params))
+        status,why = decided(t, e, last, now)
+        rows.append(new_firing(t, e, status, why, now, filled(t, _full(t, e)) if status == 'waiting' else None))
         last = now if status == 'waiting' else last
     return rows
 
@@ -268,9 +265,10 @@ def became_champion(ws, h:dict)->datetime|None: # None: not by a promotion
     m = re.search(r'firing ([0-9a-f]{16})', e['data'].get('reason') or '')
     return datetime.fromisoformat(firing(ws, m[1])['time'] if m else e['time'])
 
-def ruling(ws, name:str, row:dict)->dict|None:
-    "What has been decided about a model for this firing, if it has"
-    return next((o for o in history(ws, name)[::-1] if row['id'] in (o['data'].get('reason') or '')), None)
+def ruling(ws, name:str, row:dict, back:bool)->dict|None:
+    "What has been decided about a model for this firing, if it has: by its way back, or by its gates"
+    found = [o for o in history(ws, name) if row['id'] in (o['data'].get('reason') or '')]
+    return next((o for o in found[::-1] if back == (o['data'].get('firing') == row['id'])), None) # a rollback has the firing's id beside its reason
 
 def why_not_back(ws, t:Trigger, row:dict, now:datetime)->str: # '': it is to be taken back
     "Why a champion stays"
@@ -281,40 +279,24 @@ def why_not_back(ws, t:Trigger, row:dict, now:datetime)->str: # '': it is to be 
     if since is None or now - since > t.probation: return f"version {version} is not on probation any more"
     return '' if len(champions(history(ws, t.model))) > 1 else f"there is no champion before version {version}"
 
-# %% ../nbs/api/17a_fire.ipynb #6c4c2512
-def beside_before(ws, name:str, row:dict)->dict|None: # {metric, now, before, old, better}; None: nobody can tell
-    "How good a champion's answers in a window were, and what those of the one before would have been worth"
-    from mlops_nb.labels import labelled
-    from mlops_nb.package import load_package
-    from mlops_nb.predlog import column_name
-    from mlops_nb.quality import quality_of
-    d,registry,old = row['data'], Registry(ws), champions(history(ws, name))[-2]
-    metric = d['what'].partition(',')[0]
-    try:
-        package = load_package(registry.package_path(registry.found(name, old['digest'], old['version'])))
-        logged = [column_name(o) for o in package.names]
-        rows = labelled(ws.settings, name, d['start'], d['end'], columns=package.names)
-        rows = rows[rows.version.astype(str) == str(d['version'])]
-        said = package.predict(rows[logged].set_axis(package.names, axis=1))
-        now,before = (quality_of(rows.label, o).estimate(metric).value for o in (rows.prediction, said))
-    except Exception: return None # of another world: its rows, its outcome, its figures
-    return dict(metric=metric, now=now, before=before, old=old['version'], better=bool(before > now if metric == 'auc' else abs(before) < abs(now)))
-
-# %% ../nbs/api/17a_fire.ipynb #3cc5caf2
 def reason_of(t:Trigger, row:dict)->str: return f"{row['why']} (trigger {t.name}, firing {row['id']})"
 
 _results = dict(promoted='promoted', rolled_back='rolled back', refused='kept', unchanged='kept', overtaken='kept') # {status of a promotion: what it comes to}
 
+def back_text(name:str, status:str, version, instead:str='')->str:
+    "What came of the way back, in words"
+    return f"version {version} of {name} is champion again{instead}" if status == 'rolled_back' else f"version {version} became champion meanwhile"
+
 def take_back(settings, ws, t:Trigger, row:dict, now:datetime)->dict: # outcome; without `status`, it stays
     "Make the champion before champion again, if that is called for"
-    if done := ruling(ws, t.model, row):
+    if done := ruling(ws, t.model, row, back=True):
         catch_up(ws)
-        return dict(status=done['kind'], result='rolled back', model=t.model, version=done['data']['to'], text=f"version {done['data']['to']} of {t.model} is champion again")
+        h,status = holder(ws, t.model), done['data'].get('why', done['kind'])
+        version = done['data']['to'] if status == 'rolled_back' else h and h['version']
+        return dict(status=status, result=_results[status], model=t.model, version=version, text=back_text(t.model, status, version))
     if stays := why_not_back(ws, t, row, now): return dict(text=stays)
-    o = beside_before(ws, t.model, row)
-    if o and not o['better']: return dict(text=f"version {row['data']['version']} stays: of the same rows version {o['old']} would have said nothing better, {o['metric']} {o['before']:.4g} against {o['now']:.4g}")
-    p = rollback(settings, t.model, reason_of(t, row), expected=int(row['data']['version']), firing=row['id'], alerts=row['data'].get('alerts'), beside=o)
-    return dict(status=p.status, result=_results[p.status], model=t.model, version=p.champion, text=f"version {p.champion} of {t.model} is champion again, instead of {p.before}" if p.status == 'rolled_back' else f"version {p.champion} became champion meanwhile")
+    p = rollback(settings, t.model, reason_of(t, row), expected=int(row['data']['version']), firing=row['id'], alerts=row['data'].get('alerts'))
+    return dict(status=p.status, result=_results[p.status], model=t.model, version=p.champion, text=back_text(t.model, p.status, p.champion, f", instead of {p.before}"))
 
 # %% ../nbs/api/17a_fire.ipynb #58e1db38
 def promoted_text(name:str, version:int, status:str, champion, refusing=())->str:
@@ -325,7 +307,7 @@ def promoted_text(name:str, version:int, status:str, champion, refusing=())->str
 
 def promote_one(settings, ws, t:Trigger, row:dict, v)->dict: # outcome
     "Ask the gates about a version, unless they have answered"
-    if done := ruling(ws, v.name, row):
+    if done := ruling(ws, v.name, row, back=False):
         catch_up(ws)
         d,h = done['data'], holder(ws, v.name)
         status = d.get('why', done['kind'])
@@ -419,14 +401,6 @@ def do_firing(settings, ws, t:Trigger, row:dict, clock, tell)->dict: # a happeni
     tell(done)
     return done
 
-# %% ../nbs/api/17a_fire.ipynb #8f5aaa48
-def in_turn(
-    rows:list, # of firings
-    names:list, # of the triggers, as they stand in the settings
-)->list:
-    "In which order firings have their turn"
-    return sorted(rows, key=lambda o: (o['time'], names.index(o['trigger'])))
-
 # %% ../nbs/api/17a_fire.ipynb #5ee83df2
 def run_waiting(
     settings,
@@ -439,7 +413,7 @@ def run_waiting(
     "Take and do what waits, one after the other, until nothing is left to take"
     by,done = {o.name: o for o in triggers}, []
     while True:
-        rows = in_turn([o for o in firings(ws, status=['waiting','running'], limit=10**6) if o['trigger'] in by and (not only or o['id'] == only)], [*by])
+        rows = [o for o in firings(ws, status=['waiting','running'], limit=10**6) if o['trigger'] in by and (not only or o['id'] == only)]
         busy = Counter(o['trigger'] for o in rows if is_at_work(o))
         free = [o for o in rows if o['id'] not in done and not is_at_work(o) and busy[o['trigger']] < by[o['trigger']].at_once]
         got = next((x for o in free if (x := take(ws, by[o['trigger']], o, clock()))), None)

@@ -315,6 +315,11 @@ def test_promote_or_keep_and_back(tmp_path):
     assert holder(ws, 'demo')['version'] == h['version'] and judgements(p)['rolled_back'] == 1
     event, = ws.ledger.events('rolled_back')
     assert event['data']['firing'] in event['data']['reason'] and [told[o] for o in event['data']['alerts']] == ['new']
+    # where the gates have spoken in the same firing, that is no rollback: killed after its run, it says what it had said
+    from mlops_nb.fire import ruling
+    ws.ledger.event('refused', name='demo', why='refused', reason=f"auc (trigger back, firing {back[0]['id']})", **{'from': 2, 'to': 3})
+    assert ruling(ws, 'demo', back[0], back=True) is None and ruling(ws, 'demo', back[0], back=False)['kind'] == 'refused'
+    assert ruling(ws, 'demo', dict(id=event['data']['firing']), back=True)['kind'] == 'rolled_back' and ruling(ws, 'demo', dict(id=event['data']['firing']), back=False) is None
     # it was written down, and then the watcher was killed: nothing is taken back twice
     f = ws.ledger.t.firings
     with ws.ledger.db.write() as c: c.execute(f.update().where(f.c.id == event['data']['firing']).values(status='running', owner=as_owner(this_process()) | dict(started='1')))
