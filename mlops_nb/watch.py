@@ -327,19 +327,19 @@ def answering(app, host:str, port:int):
 def work(self:Watcher, ws):
     "Do what waits; a ledger that is away is trouble, not an end"
     if self.troubles.rest('ledger'): return
-    try: run_waiting(self.settings, ws, self.triggers, self.clock, self.tell)
+    try:
+        self.drop(ws, 'the ledger was away') # here nothing is in hand
+        run_waiting(self.settings, ws, self.triggers, self.clock, self.tell)
     except Stopped: raise
-    except MlopsError as e: 
-        self.troubles.note('ledger', e)
-        with suppress(MlopsError): self.drop(ws)
+    except MlopsError as e: self.troubles.note('ledger', e)
     else: self.troubles.over('ledger')
 
 @patch
-def drop(self:Watcher, ws):
+def drop(self:Watcher, ws, why:str='the watch ended'):
     "Give back what we have"
     me = as_owner(this_process())
     for o in firings(ws, status=['running'], limit=10**6):
-        if o['owner'] == me: let_go(ws, o, 'the watch ended')
+        if o['owner'] == me: let_go(ws, o, why)
 
 @patch
 def run(self:Watcher):
