@@ -2941,6 +2941,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlops_nb.trigger.outside': ('api/trigger.html#outside', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.pairs_of': ('api/trigger.html#pairs_of', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.pass_others': ('api/trigger.html#pass_others', 'mlops_nb/trigger.py'),
+                                  'mlops_nb.trigger.place_text': ('api/trigger.html#place_text', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.plain_pattern': ('api/trigger.html#plain_pattern', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.quiet_until': ('api/trigger.html#quiet_until', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.short_path': ('api/trigger.html#short_path', 'mlops_nb/trigger.py'),

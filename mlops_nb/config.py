@@ -290,10 +290,10 @@ def mask_url(
 )->str:
     "`text` with `***` for a password in it"
     text = re.sub(r'(://[^/@\s:]*:)[^/\s]*@', r'\1***@', str(text))
-    return re.sub(r'(?i)([?&][^=&]*(?:password|passwd|secret|token|key)[^=&]*=)[^&\s]+', r'\1***', text)
+    return re.sub(r'(?i)([?&][^=&]*(?:password|passwd|secret|token|key|\bsig\b|signature)[^=&]*=)[^&\s]+', r'\1***', text)
 
 # %% ../nbs/api/01_config.ipynb #c83a6f17
-_in_url = re.compile(r'://[^/@\s:]*:([^/\s]*)@|(?i:[?&][^=&]*(?:password|passwd|secret|token|key)[^=&]*)=([^&\s]+)')
+_in_url = re.compile(r'://[^/@\s:]*:([^/\s]*)@|(?i:[?&][^=&]*(?:password|passwd|secret|token|key|\bsig\b|signature)[^=&]*)=([^&\s]+)')
 def hidden_parts(text)->list: 
     "What `mask_url` would hide"
     return [m[1] or m[2] for m in _in_url.finditer(str(text)) if m[1] or m[2]]

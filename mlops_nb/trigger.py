@@ -6,9 +6,9 @@
 __all__ = ['kinds', 'punctual', 'span_of', 'span_text', 'hours_of', 'Trigger', 'pairs_of', 'check_keys', 'check_sense',
            'trigger_of', 'named_in', 'check_fields', 'filled', 'day_fields', 'triggers_of', 'find_trigger',
            'triggers_are_well', 'check_params', 'typed', 'quiet_until', 'Event', 'Seen', 'at_moment', 'look_at_clock',
-           'plain_pattern', 'fields_of', 'files_of', 'is_settled', 'short_path', 'look_at_files', 'value_of', 'grown',
-           'look_at_query', 'named_by', 'alert_rows', 'version_key', 'alerts_by_window', 'of_window', 'champion_of',
-           'pass_others', 'look_at_alerts', 'outside', 'look_for', 'waits_for', 'due_next']
+           'place_text', 'plain_pattern', 'fields_of', 'files_of', 'is_settled', 'short_path', 'look_at_files',
+           'value_of', 'grown', 'look_at_query', 'named_by', 'alert_rows', 'version_key', 'alerts_by_window',
+           'of_window', 'champion_of', 'pass_others', 'look_at_alerts', 'outside', 'look_for', 'waits_for', 'due_next']
 
 # %% ../nbs/api/17_trigger.ipynb #24e477e2
 import glob, os, re, shlex, time
@@ -73,7 +73,7 @@ class Trigger:
     probation:timedelta=timedelta(60)
     schedule:Cron=None
     missed:str='once' # what becomes of moments at which nobody watched: once, all or skip
-    data:str='' # a file, a folder, a pattern or a URL
+    data:str=field(default='', repr=False) # a file, a folder, a pattern or a URL, which may hold a secret
     settle:timedelta=timedelta(seconds=10) # for which files must not have changed
     query:str='' # SQL that gives one value
     database:str=field(default='', repr=False) # its URL
@@ -272,6 +272,10 @@ def look_at_clock(t:Trigger, state:dict|None, now:datetime)->Seen:
     return Seen(events, dict(upto=stamp(last)))
 
 # %% ../nbs/api/17_trigger.ipynb #a19769dc
+def place_text(text)->str:
+    "A place, or what is said of it, without passwords and without what an address asks for: it may be signed"
+    return re.sub(r'\?(?=[^\s?/]*=)\S*', '?…', mask_url(text))
+
 def plain_pattern(text:str)->str:
     "A pattern without names: `{month}` becomes `*`"
     return _re_field.sub('*', text)
@@ -313,9 +317,9 @@ def files_of(t:Trigger)->dict: # {path or URL: [size, what changes with its cont
     "The files that a trigger waits for, as they are now"
     path = plain_pattern(t.data)
     try: found = _remote_files(path) if is_url(path) else _local_files(path)
-    except ImportError as e: raise ConfigError(f"watching {mask_url(path)} needs a package that isn't installed: {e}", where=f'{t.where} data', remedy='pip install "mlops_nb[s3]"' if path.startswith('s3:') else 'install it in this environment') from e
-    except Exception as e: raise MlopsError(f"{mask_url(path)} can't be looked at: {type(e).__name__}: {e}", where=f'{t.where} data', remedy="check the address, the network and the rights") from e
-    return {k: list(found[k]) for k in sorted(found)}
+    except ImportError as e: raise ConfigError(f"watching {place_text(path)} needs a package that isn't installed: {e}", where=f'{t.where} data', remedy='pip install "mlops_nb[s3]"' if path.startswith('s3:') else 'install it in this environment') from e
+    except Exception as e: raise MlopsError(f"{place_text(path)} can't be looked at: {type(e).__name__}: {place_text(e)}", where=f'{t.where} data', remedy="check the address, the network and the rights") from None
+    return {place_text(k) if is_url(k) else k: list(found[k]) for k in sorted(found)}
 
 # %% ../nbs/api/17_trigger.ipynb #e452ab45
 def is_settled(t:Trigger, files:dict, since:datetime, now:datetime)->bool:
@@ -336,7 +340,7 @@ def look_at_files(t:Trigger, state:dict|None, now:datetime, root='.')->Seen:
     since = state.get('since') if state.get('coming') == word else None
     if not is_settled(t, files, datetime.fromisoformat(since) if since else now, now): return Seen() if since else Seen([], dict(files=state['files'], coming=word, since=stamp(now)))
     last = max(new, key=lambda k: (str(files[k][1]), k))
-    data = day_fields(now, t.zone) | dict(file=short_path(last, root), files=','.join(short_path(o, root) for o in new), new=len(new), of=len(files)) | fields_of(t.data, last)
+    data = day_fields(now, t.zone) | dict(file=short_path(last, root), files=','.join(short_path(o, root) for o in new), new=len(new), of=len(files)) | fields_of(place_text(t.data) if is_url(t.data) else t.data, last)
     return Seen([Event(word, now, data, f"{len(new)} new or changed file{'s'*(len(new) > 1)}: {data['file']}" + (' and others' if len(new) > 1 else ''))], dict(files=files))
 
 # %% ../nbs/api/17_trigger.ipynb #4031822b
@@ -431,7 +435,7 @@ def look_at_alerts(ws, t:Trigger, state:dict|None, now:datetime)->Seen:
 def outside(t:Trigger, f, seconds:float=30.):
     "What `f()` finds in the world, if that answers in time: a database that is silent for minutes holds up no other trigger"
     try: return in_time(f, seconds)
-    except TimeoutError as e: raise MlopsError(f"{'the database' if t.query else mask_url(t.data)} gives {e}", where=t.where, remedy="check the address and the network") from None
+    except TimeoutError as e: raise MlopsError(f"{'the database' if t.query else place_text(t.data)} gives {e}", where=t.where, remedy="check the address and the network") from None
 
 # %% ../nbs/api/17_trigger.ipynb #b7b869ec
 def look_for(
@@ -449,7 +453,7 @@ def look_for(
 def waits_for(t:Trigger)->str:
     "What a trigger waits for, in words"
     some = f" in {', '.join(t.what)}" if t.what else ''
-    return dict(demand='a call', schedule=str(t.schedule), data=t.query or mask_url(t.data), performance=f'worse answers of {t.model}{some}', drift=f'drift of {t.model}{some}')[t.on]
+    return dict(demand='a call', schedule=str(t.schedule), data=t.query or (place_text(t.data) if is_url(t.data) else t.data), performance=f'worse answers of {t.model}{some}', drift=f'drift of {t.model}{some}')[t.on]
 
 def due_next(t:Trigger, now:datetime)->str: # '' if nobody knows
     "When a trigger is due"
