@@ -111,8 +111,11 @@ def rows_of(t:Trigger, events:list, last:datetime|None, now:datetime)->list:
     "The rows of some events, one after the other"
     rows = []
     for e in events:
-        status,why = decided(t, e, last, now)
-        rows.append(new_firing(t, e, status, why, now, filled(t, _full(t, e)) if status == 'waiting' else None))
+        (status,why),params = decided(t, e, last, now), None
+        if status == 'waiting':
+            try: params = filled(t, _full(t, e))
+            except ParameterError as o: status,why = 'skipped', f"{e.why}; {o.what}"
+        rows.append(new_firing(t, e, status, why, now, params))
         last = now if status == 'waiting' else last
     return rows
 
@@ -160,7 +163,7 @@ class KnownFiring(ParameterError): "A call has the id of another one"
 
 def call_event(t:Trigger, id:str, now:datetime, by:dict)->Event:
     "The event of a call"
-    return Event(id, now, day_fields(now, t.zone) | dict(by=by), f"called by {by['who'] or 'somebody'} on {by['host']}")
+    return Event(f'call:{id}', now, day_fields(now, t.zone) | dict(by=by), f"called by {by['who'] or 'somebody'} on {by['host']}")
 
 def check_id(id:str):
     "Refuse an id that can't be one"

@@ -7,13 +7,15 @@ __all__ = ['kinds', 'punctual', 'span_of', 'span_text', 'hours_of', 'Trigger', '
            'trigger_of', 'named_in', 'check_fields', 'filled', 'day_fields', 'triggers_of', 'find_trigger',
            'triggers_are_well', 'check_params', 'typed', 'quiet_until', 'Event', 'Seen', 'at_moment', 'look_at_clock',
            'place_text', 'plain_pattern', 'fields_of', 'files_of', 'is_settled', 'short_path', 'look_at_files',
-           'value_of', 'grown', 'look_at_query', 'named_by', 'alert_rows', 'version_key', 'alerts_by_window',
-           'of_window', 'champion_of', 'pass_others', 'look_at_alerts', 'outside', 'look_for', 'waits_for', 'due_next']
+           'value_of', 'plain_value', 'as_order', 'grown', 'look_at_query', 'named_by', 'alert_rows', 'version_key',
+           'alerts_by_window', 'of_window', 'champion_of', 'pass_others', 'look_at_alerts', 'outside', 'look_for',
+           'waits_for', 'due_next']
 
 # %% ../nbs/api/17_trigger.ipynb #24e477e2
 import glob, os, re, shlex, time
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
 from pathlib import Path
 from zoneinfo import ZoneInfo
 from .alert import alerts, in_time
@@ -239,7 +241,7 @@ def quiet_until(t:Trigger, now:datetime)->datetime|None: # None: it isn't quiet
 @dataclass
 class Event:
     "Something that a trigger waits for"
-    event:str # a word that no other event of the trigger has
+    event:str # a word that no other event of the trigger has: its kind (call, due, files, value, alerts), and which it is
     due:datetime # when it was to fire
     data:dict=field(default_factory=dict) # what it says
     why:str='' # in words
@@ -256,7 +258,7 @@ punctual = timedelta(minutes=2) # a look so soon after a moment is in time
 
 def at_moment(t:Trigger, due:datetime, why:str, passed:str='', **data)->Event:
     "The event of a moment"
-    return Event(due.strftime('%Y-%m-%dT%H:%MZ'), due, day_fields(due, t.zone) | data, why, passed)
+    return Event(due.strftime('due:%Y-%m-%dT%H:%MZ'), due, day_fields(due, t.zone) | data, why, passed)
 
 def look_at_clock(t:Trigger, state:dict|None, now:datetime)->Seen:
     "The moments of a schedule since the last look"
@@ -341,7 +343,7 @@ def look_at_files(t:Trigger, state:dict|None, now:datetime, root='.')->Seen:
     if not is_settled(t, files, datetime.fromisoformat(since) if since else now, now): return Seen() if since else Seen([], dict(files=state['files'], coming=word, since=stamp(now)))
     last = max(new, key=lambda k: (str(files[k][1]), k))
     data = day_fields(now, t.zone) | dict(file=short_path(last, root), files=','.join(short_path(o, root) for o in new), new=len(new), of=len(files)) | fields_of(place_text(t.data) if is_url(t.data) else t.data, last)
-    return Seen([Event(word, now, data, f"{len(new)} new or changed file{'s'*(len(new) > 1)}: {data['file']}" + (' and others' if len(new) > 1 else ''))], dict(files=files))
+    return Seen([Event(f'files:{word}', now, data, f"{len(new)} new or changed file{'s'*(len(new) > 1)}: {data['file']}" + (' and others' if len(new) > 1 else ''))], dict(files=files))
 
 # %% ../nbs/api/17_trigger.ipynb #4031822b
 def value_of(t:Trigger): # None: there is nothing yet
@@ -356,20 +358,35 @@ def value_of(t:Trigger): # None: there is nothing yet
         said = str(getattr(e, 'orig', None) or e).strip().partition('\n')[0]
         raise MlopsError(f"the query can't be asked: {said.replace(t.database, mask_url(t.database))}", where=f'{t.where} query', remedy="check the query, and whether the database answers") from None
     if len(rows) != 1 or len(rows[0]) != 1: raise MlopsError(f"the query gives {'several rows' if len(rows) > 1 else 'no row' if not rows else f'{len(rows[0])} values'}, and one value is needed", where=f'{t.where} query', remedy="ask for one: select max(id) from …")
-    v = rows[0][0]
-    return v if v is None or type(v) in (int, float) else v.isoformat() if hasattr(v, 'isoformat') else str(v)
+    return plain_value(rows[0][0])
+
+def plain_value(v):
+    "A value as JSON has it: a number as it is or, where it has more digits than that, as text; a time as text"
+    if v is None or type(v) in (int, float): return v
+    if isinstance(v, Decimal): return int(v) if v == v.to_integral_value() else str(v)
+    return v.isoformat() if hasattr(v, 'isoformat') else str(v)
+
+def as_order(v)->tuple: # (kind, what can be compared)
+    "Where a value stands among others of its kind"
+    text = str(v)
+    if re.fullmatch(r'(?i)-?\d+(\.\d+)?(e[+-]?\d+)?', text): return 'number', Decimal(text)
+    try: t = datetime.fromisoformat(text) if re.match(r'\d{4}-\d\d-\d\d', text) else None
+    except ValueError: t = None
+    return ('time', t if t.tzinfo else t.replace(tzinfo=timezone.utc)) if t else ('text', text)
 
 def grown(v, before)->bool:
     "Is a value beyond the one before?"
-    numbers = all(type(o) in (int, float) for o in (v, before))
-    return v > before if numbers else str(v) > str(before)
+    (kind,a),(other,b) = as_order(v), as_order(before)
+    return a > b if kind == other else str(v) > str(before)
 
 def look_at_query(t:Trigger, state:dict|None, now:datetime)->Seen:
     "Has the value of a query grown?"
-    v,before = value_of(t), state.get('value') if state and state['query'] == t.query else None # another question, another beginning
+    v = value_of(t)
+    if not state or state['query'] != t.query: return Seen([], dict(value=v, query=t.query)) # another question, another beginning
+    before = state['value']
     if v is None or before is not None and not grown(v, before): return Seen()
     data = day_fields(now, t.zone) | dict(value=v, before=before)
-    return Seen([Event(str(v), now, data, f"the value is {v}" + (f", and was {before}" if before is not None else ''))], dict(value=v, query=t.query))
+    return Seen([Event(f'value:{v}', now, data, f"the value is {v}" + (f", and was {before}" if before is not None else ''))], dict(value=v, query=t.query))
 
 # %% ../nbs/api/17_trigger.ipynb #99ecb1df
 def named_by(o:dict)->set:
@@ -404,7 +421,7 @@ def of_window(t:Trigger, start:str, end:str, version:str, rows:list, now:datetim
     value = next((o['data'][k] for o in rows for k in ('value','statistic') if isinstance(o['data'], dict) and k in o['data']), None)
     known = {k: v for o in rows for k,v in (o['data'] or {}).items() if k in ('labelled','labelled_month')}
     data = day_fields(_when(start, now), t.zone) | dict(due=stamp(now), model=t.model, version=version, start=start, end=end, what=','.join(what), value=value, alerts=[o['id'] for o in rows]) | known
-    return Event(f'{t.model} {version} {start} {end}', now, data, f"{t.on} of version {version} in {start[:16]} to {end[:16]}: {', '.join(what[:3])}" + (f' and {len(what)-3} more' if len(what) > 3 else ''))
+    return Event(f'alerts:{t.model} {version} {start} {end}', now, data, f"{t.on} of version {version} in {start[:16]} to {end[:16]}: {', '.join(what[:3])}" + (f' and {len(what)-3} more' if len(what) > 3 else ''))
 
 def champion_of(ws, model:str)->str: # '': nobody
     "The version that is champion, as alerts name it"

@@ -89,7 +89,7 @@ def test_a_watcher_is_killed_again_and_again_while_events_come(tmp_path, put_awa
     last = p.cli('watch', '--once')
     assert last.code == 0, last
     rows = each_once(p)
-    assert {o['event'] for o in rows if o['trigger'] == 'call'} == {f'c{i}' for i in range(10)}
+    assert {o['event'] for o in rows if o['trigger'] == 'call'} == {f'call:c{i}' for i in range(10)}
     assert {f for o in rows if o['trigger'] == 'files' for f in o['data']['files'].split(',')} == {f'drop/f{i}.txt' for i in range(10)}
     assert p.cli('watch', '--once').out == 'Nothing fired, and nothing waited.\n'
     assert p.quiet(60) == []
@@ -114,7 +114,7 @@ def test_two_watch_one_ledger(tmp_path, put_away, kind, request):
     ends = [p.wait(o) for o in both]
     assert [o.code for o in ends] == [0, 0], ends
     rows, told = each_once(p), [json.loads(x) for o in ends for x in o.out.splitlines()]
-    assert {o['event'] for o in rows if o['trigger'] == 'call'} == {f'c{i}' for i in range(6)}
+    assert {o['event'] for o in rows if o['trigger'] == 'call'} == {f'call:c{i}' for i in range(6)}
     assert Counter(o['firing'] for o in told if o['what'] == 'completed') == {o['id']: 1 for o in rows}
     assert p.quiet(60) == []
 
@@ -267,7 +267,7 @@ def dying(p, where):
 def outcome(p, id):
     "What came of a call"
     ws = Workspace(p.settings)
-    row = next(o for o in firings(ws) if o['event'] == id)
+    row = next(o for o in firings(ws) if o['event'] == f'call:{id}')
     ws.ledger.close()
     return row['status'], (row['data'].get('outcome') or {}).get('status')
 
