@@ -918,6 +918,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlops_nb.fire.in_words': ('api/fire.html#in_words', 'mlops_nb/fire.py'),
                                'mlops_nb.fire.is_at_work': ('api/fire.html#is_at_work', 'mlops_nb/fire.py'),
                                'mlops_nb.fire.is_put_off': ('api/fire.html#is_put_off', 'mlops_nb/fire.py'),
+                               'mlops_nb.fire.is_way_back': ('api/fire.html#is_way_back', 'mlops_nb/fire.py'),
                                'mlops_nb.fire.last_fired': ('api/fire.html#last_fired', 'mlops_nb/fire.py'),
                                'mlops_nb.fire.let_go': ('api/fire.html#let_go', 'mlops_nb/fire.py'),
                                'mlops_nb.fire.lost': ('api/fire.html#lost', 'mlops_nb/fire.py'),

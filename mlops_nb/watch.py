@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from .core import ConfigError, MlopsError, ParameterError, Stopped, now as this_moment
 from .dashboard import Quiet, Server, is_local, same
-from .fire import KnownFiring, as_owner, at_ledger, cools_until, evaluate, fire, firing, firings, held_back, in_words, last_fired, let_go, notice, run_waiting, said, waits_because
+from .fire import KnownFiring, as_owner, at_ledger, cools_until, evaluate, fire, firing, firings, held_back, in_words, last_fired, let_go, notice, puts_off, run_waiting, said, waits_because
 from .plan import Workspace
 from .process import this_process
 from .records import patch
@@ -151,7 +151,7 @@ def preview(
             try: rows += notice(ws, t, at, dry=True)
             except Exception as e: found.append(dict(trigger=t.name, what='error', text=in_words(e)))
             found += [would(t, o, at) for o in rows]
-            if t.on == 'data' and (until := cools_until(t, last_fired(ws, t), at)): found.append(dict(trigger=t.name, what='cools down', text=f"new data is left alone until {until:%Y-%m-%d %H:%M} UTC"))
+            if t.on in puts_off and (until := cools_until(t, last_fired(ws, t), at)): found.append(dict(trigger=t.name, what='cools down', text=f"{'new data is' if t.on == 'data' else 'alerts are'} left alone until {until:%Y-%m-%d %H:%M} UTC"))
     return found
 
 def would(t, row:dict, now:datetime)->dict:

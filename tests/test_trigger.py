@@ -6,9 +6,10 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from mlops_nb.alert import raise_alert
-from mlops_nb.fire import fire, firing_of_run, firings, state_of
+from mlops_nb.fire import at_trigger, fire, firing_of_run, firings, new_firing, state_of, write_firing
 from mlops_nb.plan import Workspace
 from mlops_nb.process import as_owner, this_process
+from mlops_nb.trigger import Event, find_trigger
 from mlops_nb.watch import watch_once
 from scratch import Project, mark
 
@@ -249,7 +250,7 @@ def promoting(tmp_path):
     "A project whose trigger promotes, and one that takes back"
     pytest.importorskip('mlflow')
     p = Project(tmp_path/'p', '[DEFAULT]\nmlflow = sqlite:///.mlops/mlflow.db\n[trigger:retrain]\non = demand\nrun = demo\npromote = true\nbackoff = 0\n'
-        '[trigger:back]\non = performance\nmodel = demo\nmetric = auc\nrollback = true\nprobation = 60d\n')
+        '[trigger:back]\non = performance\nmodel = demo\nmetric = auc\nrollback = true\nprobation = 60d\ncooldown = 30d\n')
     (p.folder/'judging.py').write_text(library)
     p.stage('01_train', 'from mlops_nb import Model\nbias: float = 0.5\nmodel: Model = "data/model"', train)
     p.stage('02_evaluate', 'model: In = "data/model"\ndone: Out = "data/done.txt"', compare, 'open(done, "w").write("done")')
@@ -306,11 +307,13 @@ def test_promote_or_keep_and_back(tmp_path):
     assert h['state'] == 'in step'
     # a bad one is forced in, and does worse
     assert promote(p.settings, 'demo', 2, override=True, reason='we know better').status == 'promoted'
-    told = {}
+    told, now = {}, datetime.now(timezone.utc)
+    t = find_trigger(p.settings, 'back')
+    with at_trigger(ws, 'back') as (c, _): write_firing(c, ws, new_firing(t, Event('alerts:before', now, {}, 'before'), 'completed', 'before', now)) # a way back knows no cooldown
     for id, version in (('old', h['version']), ('new', 2)):
         told[raise_alert(ws, model='demo', version=version, kind='performance', what='auc', start=f'2013-0{version}-01', end=f'2013-0{version+1}-01')['id']] = id
         watch_once(p.settings)
-    back = firings(ws, 'back')
+    back = [o for o in firings(ws, 'back') if o['event'] != 'alerts:before']
     assert {told[o['data']['alerts'][0]]: o['status'] for o in back} == dict(old='skipped', new='completed'), back
     assert holder(ws, 'demo')['version'] == h['version'] and judgements(p)['rolled_back'] == 1
     event, = ws.ledger.events('rolled_back')
