@@ -7,9 +7,9 @@ __all__ = ['puts_off', 'at_ledger', 'at_trigger', 'state_of', 'firing_id', 'firi
            'decided', 'is_put_off', 'is_way_back', 'new_firing', 'write_firing', 'rows_of', 'notice', 'evaluate',
            'KnownFiring', 'call_event', 'check_id', 'fire', 'by_hand', 'held_back', 'waits_because', 'is_at_work',
            'take', 'change', 'run_row', 'next_run', 'command_of', 'firing_of_run', 'became_champion', 'ruling',
-           'why_not_back', 'reason_of', 'back_text', 'take_back', 'promoted_text', 'promote_one', 'promote_run', 'said',
-           'lost', 'ended', 'failed', 'in_words', 'do_run', 'carry_out', 'beating', 'let_go', 'do_firing',
-           'run_waiting']
+           'why_not_back', 'beside_before', 'reason_of', 'back_text', 'take_back', 'promoted_text', 'promote_one',
+           'promote_run', 'said', 'lost', 'ended', 'failed', 'in_words', 'do_run', 'carry_out', 'beating', 'let_go',
+           'do_firing', 'in_turn', 'run_waiting']
 
 # %% ../nbs/api/17a_fire.ipynb #c6233416
 import re
@@ -21,7 +21,7 @@ from .ledger import open_ledger
 from .plan import Workspace
 from .process import alive, as_owner, this_process
 from .promote import catch_up, champions, history, holder, promote, quiet, rollback, who
-from .registry import models_in, register_run
+from .registry import Registry, models_in, register_run
 from .run import beside, clean_up_after_the_dead, run as run_pipeline, shared_ledger
 from .tables import as_rows, insert_new, stamp
 from .trigger import Event, Trigger, check_params, day_fields, filled, find_trigger, look_for, quiet_until, span_text, typed
@@ -294,6 +294,26 @@ def why_not_back(ws, t:Trigger, row:dict, now:datetime)->str: # '': it is to be 
     if since is None or now - since > t.probation: return f"version {version} is not on probation any more"
     return '' if len(champions(history(ws, t.model))) > 1 else f"there is no champion before version {version}"
 
+# %% ../nbs/api/17a_fire.ipynb #6c4c2512
+def beside_before(ws, name:str, row:dict)->dict|None: # {metric, now, before, old, better}; None: nobody can tell
+    "How good a champion's answers in a window were, and what those of the one before would have been worth"
+    from mlops_nb.labels import labelled
+    from mlops_nb.package import load_package
+    from mlops_nb.predlog import column_name
+    from mlops_nb.quality import quality_of
+    d,registry,old = row['data'], Registry(ws), champions(history(ws, name))[-2]
+    metric = d['what'].partition(',')[0]
+    try:
+        package = load_package(registry.package_path(registry.found(name, old['digest'], old['version'])))
+        logged = [column_name(o) for o in package.names]
+        rows = labelled(ws.settings, name, d['start'], d['end'], columns=package.names)
+        rows = rows[rows.version.astype(str) == str(d['version'])]
+        said = package.predict(rows[logged].set_axis(package.names, axis=1))
+        now,before = (quality_of(rows.label, o).estimate(metric).value for o in (rows.prediction, said))
+    except Exception: return None # of another world: its rows, its outcome, its figures
+    return dict(metric=metric, now=now, before=before, old=old['version'], better=bool(before > now if metric == 'auc' else abs(before) < abs(now)))
+
+# %% ../nbs/api/17a_fire.ipynb #3cc5caf2
 def reason_of(t:Trigger, row:dict)->str: return f"{row['why']} (trigger {t.name}, firing {row['id']})"
 
 _results = dict(promoted='promoted', rolled_back='rolled back', refused='kept', unchanged='kept', overtaken='kept') # {status of a promotion: what it comes to}
@@ -310,7 +330,9 @@ def take_back(settings, ws, t:Trigger, row:dict, now:datetime)->dict: # outcome;
         version = done['data']['to'] if status == 'rolled_back' else h and h['version']
         return dict(status=status, result=_results[status], model=t.model, version=version, text=back_text(t.model, status, version))
     if stays := why_not_back(ws, t, row, now): return dict(text=stays)
-    p = rollback(settings, t.model, reason_of(t, row), expected=int(row['data']['version']), firing=row['id'], alerts=row['data'].get('alerts'))
+    o = beside_before(ws, t.model, row)
+    if o and not o['better']: return dict(text=f"version {row['data']['version']} stays: of the same rows version {o['old']} would have said nothing better, {o['metric']} {o['before']:.4g} against {o['now']:.4g}")
+    p = rollback(settings, t.model, reason_of(t, row), expected=int(row['data']['version']), firing=row['id'], alerts=row['data'].get('alerts'), beside=o)
     return dict(status=p.status, result=_results[p.status], model=t.model, version=p.champion, text=back_text(t.model, p.status, p.champion, f", instead of {p.before}"))
 
 # %% ../nbs/api/17a_fire.ipynb #58e1db38
@@ -416,6 +438,14 @@ def do_firing(settings, ws, t:Trigger, row:dict, clock, tell)->dict: # a happeni
     tell(done)
     return done
 
+# %% ../nbs/api/17a_fire.ipynb #8f5aaa48
+def in_turn(
+    rows:list, # of firings
+    names:list, # of the triggers, as they stand in the settings
+)->list:
+    "In which order firings have their turn"
+    return sorted(rows, key=lambda o: (o['time'], names.index(o['trigger'])))
+
 # %% ../nbs/api/17a_fire.ipynb #5ee83df2
 def run_waiting(
     settings,
@@ -428,7 +458,7 @@ def run_waiting(
     "Take and do what waits, one after the other, until nothing is left to take"
     by,done = {o.name: o for o in triggers}, []
     while True:
-        rows = [o for o in firings(ws, status=['waiting','running'], limit=10**6) if o['trigger'] in by and (not only or o['id'] == only)]
+        rows = in_turn([o for o in firings(ws, status=['waiting','running'], limit=10**6) if o['trigger'] in by and (not only or o['id'] == only)], [*by])
         busy = Counter(o['trigger'] for o in rows if is_at_work(o))
         free = [o for o in rows if o['id'] not in done and not is_at_work(o) and busy[o['trigger']] < by[o['trigger']].at_once]
         got = next((x for o in free if (x := take(ws, by[o['trigger']], o, clock()))), None)
