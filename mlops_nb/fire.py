@@ -459,6 +459,7 @@ def run_waiting(
     by,done = {o.name: o for o in triggers}, []
     while True:
         rows = in_turn([o for o in firings(ws, status=['waiting','running'], limit=10**6) if o['trigger'] in by and (not only or o['id'] == only)], [*by])
+        rows.sort(key=lambda o: not by[o['trigger']].rollback) # a way back takes a moment, and a run may take a day
         busy = Counter(o['trigger'] for o in rows if is_at_work(o))
         free = [o for o in rows if o['id'] not in done and not is_at_work(o) and busy[o['trigger']] < by[o['trigger']].at_once]
         got = next((x for o in free if (x := take(ws, by[o['trigger']], o, clock()))), None)

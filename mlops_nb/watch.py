@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['most', 'Troubles', 'models_of', 'look_at', 'Watcher', 'as_clock', 'watch_once', 'preview', 'would', 'outcome_text',
            'trigger_rows', 'history_rows', 'triggers_table', 'history_table', 'line_of', 'fire_and_wait', 'Refusal',
-           'body_of', 'call_of', 'Door', 'Patient', 'answering', 'to_listener', 'door', 'watch']
+           'chunks_of', 'chunk_size', 'body_of', 'read_chunks', 'call_of', 'Door', 'Patient', 'answering',
+           'to_listener', 'door', 'watch']
 
 # %% ../nbs/api/17b_watch.ipynb #b8ca6a33
 import json, re, signal, threading, time
@@ -69,9 +70,19 @@ class Watcher:
 @patch
 def see(self:Watcher, ws)->list: # of new rows
     "Look at everything once"
+    return self.see_world(ws) + self.see_models(ws)
+
+@patch
+def see_world(self:Watcher, ws)->list: 
+    "Look at what needs no monitor"
+    return self.see_triggers(ws, [o for o in self.triggers if not o.model])
+
+@patch
+def see_models(self:Watcher, ws)->list: 
+    "Have the monitor look at the models, and look for its alerts"
     for o in models_of(self.triggers):
         if not self.troubles.rest(f'monitor {o}') and time.monotonic() >= self.looked.get(o, 0): self.see_model(o)
-    return self.see_triggers(ws, self.triggers)
+    return self.see_triggers(ws, [o for o in self.triggers if o.model])
 
 @patch
 def see_model(self:Watcher, model:str):
@@ -105,12 +116,12 @@ def stumble(self:Watcher, name:str, e:Exception):
     self.troubles.note(name, e)
 
 @patch
-def seeing(self:Watcher):
+def seeing(self:Watcher, see):
     "In a thread: look every few seconds"
     ws = Workspace(self.settings)
     while not self.asleep.is_set():
         try:
-            if self.see(ws): self.wake.set()
+            if see(ws): self.wake.set()
         except Exception as e: self.stumble('watch', e)
         self.asleep.wait(self.every)
     with suppress(Exception): ws.ledger.close()
@@ -251,12 +262,38 @@ class Refusal(Exception):
 
 most = 2**20 # bytes of a call
 
+def chunks_of(f):
+    "The parts of a body that comes in chunks, without a length"
+    while left := chunk_size(f.readline(200)):
+        while left and (part := f.read(min(left, 2**16))):
+            yield part
+            left -= len(part)
+        f.readline(3) # the end of the chunk
+    while f.readline(2**16).strip(): pass # what follows the last one
+
+def chunk_size(line:bytes)->int:
+    "How many bytes a chunk has"
+    size = line.partition(b';')[0].strip()
+    if not re.fullmatch(rb'[0-9a-fA-F]{1,8}', size): raise Refusal('400 Bad Request', "the body doesn't come in chunks, as its header says")
+    return int(size, 16)
+
 def body_of(environ)->bytes: # at most one byte more than a call may have
     "The body of a request, which is read in any case: an answer to somebody who still sends is lost"
-    size,data = environ.get('CONTENT_LENGTH') or '0', b''
+    coding,data = environ.get('HTTP_TRANSFER_ENCODING', '').strip().lower(), b''
+    if coding not in ('', 'chunked'): raise Refusal('411 Length Required', "send the body with a Content-Length")
+    if coding: return read_chunks(environ['wsgi.input'])
+    size = environ.get('CONTENT_LENGTH') or '0'
     left = min(int(size), 64*most) if size.isdigit() else 0
     while left and (part := environ['wsgi.input'].read(min(left, 2**16))):
         data,left = (data + part)[:most+1], left - len(part)
+    return data
+
+def read_chunks(f)->bytes:
+    "A body in chunks; of one that goes on for ever the beginning"
+    data,n = b'', 0
+    for o in chunks_of(f):
+        data,n = (data + o)[:most+1], n + len(o)
+        if n > 64*most: break
     return data
 
 def call_of(data:bytes)->dict: # {params, id}
@@ -344,9 +381,10 @@ def drop(self:Watcher, ws, why:str='the watch ended'):
 @patch
 def run(self:Watcher):
     "Look and work until a signal"
-    ws,thread = Workspace(self.settings), threading.Thread(target=self.seeing, name='triggers', daemon=True)
+    ws,looks = Workspace(self.settings), [self.see_world] + [self.see_models]*bool(models_of(self.triggers))
+    threads = [threading.Thread(target=self.seeing, args=(o,), name=o.__name__, daemon=True) for o in looks]
     try:
-        thread.start()
+        for o in threads: o.start()
         while True:
             self.work(ws)
             self.wake.wait(min(self.every, 5))
@@ -355,7 +393,7 @@ def run(self:Watcher):
         with on_signals(signal.SIG_IGN, 'SIGINT', 'SIGTERM', 'SIGHUP'):
             self.asleep.set()
             with suppress(MlopsError): self.drop(ws)
-            thread.join(5)
+            for o in threads: o.join(5)
             ws.ledger.close()
 
 # %% ../nbs/api/17b_watch.ipynb #6b81e05c
