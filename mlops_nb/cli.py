@@ -337,6 +337,10 @@ def _run_and_stages(ref:str, env)->tuple: # (settings, run row, stage run rows)
     ws = Workspace(settings_of(env))
     row = find_run(ws, ref)[0]
     row['collected'] = ws.ledger.collected(row['id'])
+    if (row['command'] or '').startswith('watch: '):
+        from mlops_nb.fire import firing_facts, firing_of_run
+        found = firing_of_run(ws, row)
+        row['firing'] = found and firing_facts(found)
     return ws.settings, row, ws.ledger.stage_runs(row['id'])
 
 # %% ../nbs/api/21_cli.ipynb #d3e9e251

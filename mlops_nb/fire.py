@@ -6,10 +6,10 @@
 __all__ = ['puts_off', 'at_ledger', 'at_trigger', 'state_of', 'firing_id', 'firings', 'firing', 'last_fired', 'cools_until',
            'decided', 'is_put_off', 'is_way_back', 'new_firing', 'write_firing', 'rows_of', 'notice', 'evaluate',
            'KnownFiring', 'call_event', 'check_id', 'fire', 'by_hand', 'held_back', 'waits_because', 'is_at_work',
-           'take', 'change', 'run_row', 'next_run', 'command_of', 'firing_of_run', 'became_champion', 'ruling',
-           'why_not_back', 'beside_before', 'reason_of', 'back_text', 'take_back', 'promoted_text', 'promote_one',
-           'promote_run', 'said', 'lost', 'ended', 'failed', 'in_words', 'do_run', 'carry_out', 'beating', 'let_go',
-           'do_firing', 'in_turn', 'run_waiting']
+           'take', 'change', 'run_row', 'next_run', 'command_of', 'firing_of_run', 'firing_facts', 'became_champion',
+           'ruling', 'why_not_back', 'beside_before', 'reason_of', 'back_text', 'take_back', 'promoted_text',
+           'promote_one', 'promote_run', 'said', 'lost', 'ended', 'failed', 'in_words', 'do_run', 'carry_out',
+           'beating', 'let_go', 'do_firing', 'in_turn', 'run_waiting']
 
 # %% ../nbs/api/17a_fire.ipynb #c6233416
 import re
@@ -24,7 +24,7 @@ from .promote import catch_up, champions, history, holder, promote, quiet, rollb
 from .registry import Registry, models_in, register_run
 from .run import beside, clean_up_after_the_dead, run as run_pipeline, shared_ledger
 from .tables import as_rows, insert_new, stamp
-from .trigger import Event, Trigger, check_params, day_fields, filled, find_trigger, look_for, quiet_until, span_text, typed
+from .trigger import Event, Trigger, check_params, day_fields, filled, find_trigger, look_for, quiet_until, length_text, typed
 
 # %% ../nbs/api/17a_fire.ipynb #55aedf35
 @contextmanager
@@ -264,9 +264,14 @@ def firing_of_run(
     ws, # `Workspace`
     run:dict, # a row of the ledger
 )->dict|None:
-    "The firing that began a run, also of one that a later attempt replaced"
-    m = re.search(r'firing ([0-9a-f]{16})$', run['command'] or '') if (run['command'] or '').startswith('watch: ') else None
-    return firing(ws, m[1]) if m else None
+    "The firing that began a run, also of one that a later attempt replaced, or that its gates were asked in"
+    m = re.search(r'firing ([0-9a-f]{16})(: gates)?$', run['command'] or '') if (run['command'] or '').startswith('watch: ') else None
+    try: return firing(ws, m[1]) if m else None
+    except LedgerError: return None # of another ledger
+
+def firing_facts(o:dict)->dict: # {id, trigger, event, why, due, alerts}
+    "What a run tells of the firing that began it"
+    return {k: o[k] for k in ('id','trigger','event','why','due')} | dict(alerts=o['data'].get('alerts', []))
 
 # %% ../nbs/api/17a_fire.ipynb #6ca758d4
 def _event(ws, id:int)->dict|None:
@@ -381,7 +386,7 @@ def failed(ws, t:Trigger, row:dict, what:str, now:datetime)->dict:
         return said(row, 'failed', text, run=row['run_id'])
     again = now + t.backoff[n-1]
     if not change(ws, row, status='waiting', owner=None, beat=None, data=data | dict(not_before=stamp(again))): return lost(row)
-    return said(row, 'again', f"failed, and again in {span_text(t.backoff[n-1])}: {what}", run=row['run_id'])
+    return said(row, 'again', f"failed, and again in {length_text(t.backoff[n-1])}: {what}", run=row['run_id'])
 
 def in_words(e:BaseException)->str: 
     "An error in a line"

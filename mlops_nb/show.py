@@ -6,8 +6,8 @@
 __all__ = ['styles', 'whole', 'seconds', 'number', 'metrics_text', 'against_baseline', 'gate_text', 'console', 'table', 'styled',
            'megabytes', 'bytes_text', 'result_table', 'plan_table', 'source_view', 'failure_text', 'error_line',
            'Lines', 'label', 'line_of', 'Bars', 'bar', 'listener', 'ago', 'params_text', 'took', 'runs_table',
-           'stages_of', 'collected_text', 'run_head', 'rung_text', 'show_run', 'output_text', 'source_numbers',
-           'log_text', 'executed_notebook', 'notebook_gone', 'stage_logs']
+           'stages_of', 'collected_text', 'firing_text', 'run_head', 'rung_text', 'show_run', 'output_text',
+           'source_numbers', 'log_text', 'executed_notebook', 'notebook_gone', 'stage_logs']
 
 # %% ../nbs/api/09b_show.ipynb #4f9bd8d9
 import math, os, time
@@ -289,13 +289,19 @@ def collected_text(
     return f"collected on {event['time'][:10]}" + (f": {n} artifact{'s' if n != 1 else ''}" if n else '')
 
 # %% ../nbs/api/09b_show.ipynb #6acfcd41
+def firing_text(o:dict|None)->str: # {id, trigger, why, alerts}; None: it was begun by hand
+    "Which firing began a run, and where more is known of it"
+    if not o: return ''
+    alerts = f"; alerts: {', '.join(a[:8] for a in o['alerts'][:3])}" + (f" and {len(o['alerts'])-3} more" if len(o['alerts']) > 3 else '') if o['alerts'] else ''
+    return f"{o['trigger']}: {o['why']}{alerts}. All that is known: mlops-nb triggers {o['id']}"
+
 def run_head(
     run:dict, # a row of the ledger
 )->list: # of (label, text)
     "What is known about a run as a whole"
     commit = (run['git_commit'] or '')[:10] + (' with changes' if run['git_dirty'] else '')
     told = dict(run=run['id'], pipeline=run['pipeline'], status=run['status'], started=f"{run['started'][:19].replace('T',' ')} UTC", took=took(run),
-        parameters=params_text(run['params']), command=run['command'], commit=commit, by=f"{run['username']} on {run['host']}",
+        parameters=params_text(run['params']), command=run['command'], firing=firing_text(run.get('firing')), commit=commit, by=f"{run['username']} on {run['host']}",
         environment=run['env'], content=collected_text(run.get('collected')), error=(run['error'] or {}).get('what'))
     return [(k, v) for k,v in told.items() if v]
 

@@ -27,5 +27,7 @@ def test_drift_of_what_is_asked_starts_a_run(made, tmp_path):
     ws = Workspace(p.settings)
     back = firing_of_run(ws, ws.ledger.run(last['run_id']))
     told = [o for o in alerts(ws, 'demo') if o['id'] in back['data']['alerts']]
+    said = p.inside('show', last['run_id'], '--json').json['firing']
+    assert said['id'] == last['id'] and said['alerts'] == back['data']['alerts'] and f"triggers{last['id']}" in ''.join(p.inside('show', last['run_id']).out.split())
     assert back['id'] == last['id'] and told and {o['start'][:10] for o in told} == {'2020-03-12'} and 'x' in told[0]['data']['columns']
     ws.ledger.close()
