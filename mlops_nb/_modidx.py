@@ -2024,6 +2024,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlops_nb.replay.fired': ('api/replay.html#fired', 'mlops_nb/replay.py'),
                                  'mlops_nb.replay.following': ('api/replay.html#following', 'mlops_nb/replay.py'),
                                  'mlops_nb.replay.happened': ('api/replay.html#happened', 'mlops_nb/replay.py'),
+                                 'mlops_nb.replay.known_before': ('api/replay.html#known_before', 'mlops_nb/replay.py'),
                                  'mlops_nb.replay.ledger_of': ('api/replay.html#ledger_of', 'mlops_nb/replay.py'),
                                  'mlops_nb.replay.log_row': ('api/replay.html#log_row', 'mlops_nb/replay.py'),
                                  'mlops_nb.replay.made_of': ('api/replay.html#made_of', 'mlops_nb/replay.py'),

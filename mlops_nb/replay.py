@@ -6,10 +6,10 @@
 __all__ = ['marker', 'World', 'made_of', 'make_world', 'alone_in', 'environment_of', 'start', 'ended', 'do', 'Server', 'serving',
            'arrow', 'asked_before', 'Killer', 'watch', 'ledger_of', 'champion_of', 'fired', 'alarmed', 'happened',
            'package_of', 'answered', 'trained', 'months_folder', 'month_done', 'end_month', 'tell', 'log_row',
-           'sources_of', 'traced', 'replay_folder', 'of_what', 'new_lines', 'following', 'place_of', 'replay',
-           'put_page', 'months_told', 'months_table', 'summary']
+           'sources_of', 'known_before', 'traced', 'replay_folder', 'of_what', 'new_lines', 'following', 'place_of',
+           'replay', 'put_page', 'months_told', 'months_table', 'summary']
 
-# %% ../nbs/api/17c_replay.ipynb #bbc491d5
+# %% ../nbs/api/17c_replay.ipynb #5c08e2bf
 import fcntl, json, os, random, secrets, shutil, subprocess, sys, threading, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from .alert import alert_text, alerts
 from .config import load_settings
 from .core import ConfigError, LedgerError, ModelError, ParameterError, StageError, atomic_write, did_you_mean, digest_bytes, digest_json
 from .fire import firing_of_run, firings
-from .labels import label_files, log_parts
+from .labels import log_parts
 from .new import library_root
 from .owner import passing
 from .package import load_package
@@ -274,7 +274,7 @@ def tell(world:World, text:str):
     "Let whoever waits know how far the year is"
     with open(world.root/'told.txt', 'a') as f: f.write(' '.join(text.split()) + '\n')
 
-# %% ../nbs/api/17c_replay.ipynb #34811f7b
+# %% ../nbs/api/17c_replay.ipynb #6107f075
 def log_row(world:World, key:str)->dict:
     "What was answered under a key"
     import pyarrow.compute as pc
@@ -283,10 +283,16 @@ def log_row(world:World, key:str)->dict:
         if found.num_rows: return found.slice(0, 1).to_pylist()[0]
     raise ModelError(f"nothing was answered under the key {key}", where=str(world.log), remedy="a key is what went along with the request")
 
-def sources_of(rows:list)->dict: # {path: digest}
+def sources_of(ws, run:str)->dict: # {path or model: digest}
     "What a run read from outside"
-    return {v['path']: v['digest'] for o in rows for v in (o['inputs'] or {}).values() if v['kind'] == 'source'}
+    return {v['path'] if 'models:/' not in v['path'] else v['path'][v['path'].index('models:/'):]: v['digest'] for o in ws.ledger.stage_runs(run) for v in (o['inputs'] or {}).values() if v['kind'] == 'source'}
 
+def known_before(ws, f:dict, pipeline:str)->list: # of {what, id, text}
+    "The data that other triggers had taken in before a firing"
+    return [dict(what='data', id=d, text=f"{os.path.relpath(p, ws.settings.root)}, by the trigger {o['trigger']} on {o['time'][:10]}") for o in firings(ws, status=['completed'], limit=10**6)
+            if o['run_id'] and o['time'] < f['time'] and o['pipeline'] != pipeline for p,d in sources_of(ws, o['run_id']).items()]
+
+# %% ../nbs/api/17c_replay.ipynb #7a0812d1
 def traced(
     world:World,
     key:str, # of a row that was asked about
@@ -299,14 +305,12 @@ def traced(
     f = firing_of_run(ws, run)
     found = [dict(what='answer', id=row['request'], text=f"{key}: {row['prediction']:.3f}, by version {row['version']}, {row['role']}"),
         dict(what='version', id=v.digest, text=f"{world.model} {v.number}, made by the run {v.run}"), dict(what='run', id=run['id'], text=f"{run['pipeline']}: {run['command']}")]
-    if f: found.append(dict(what='firing', id=f['id'], text=f"trigger {f['trigger']}: {f['why']}"))
-    found += [dict(what='alert', id=o['id'], text=alert_text(o)) for o in alerts(ws, world.model) if f and o['id'] in f['data'].get('alerts', ())]
-    found += [dict(what='labels', id=o['digest'], text=f"{o['rows']:,} labels") for o in label_files(world.settings, world.model)] if f else []
-    found += [dict(what='data', id=d, text=os.path.relpath(p, world.root)) for p,d in sources_of(ws.ledger.stage_runs(run['id'])).items()]
+    found += [dict(what='beside', id=d, text=f"it was judged beside {p}") for p,d in sources_of(ws, run['id']).items() if p.startswith('models:')]
+    if f: found += [dict(what='firing', id=f['id'], text=f"trigger {f['trigger']}: {f['why']}")] + [dict(what='alert', id=o['id'], text=alert_text(o)) for o in alerts(ws, world.model) if o['id'] in f['data'].get('alerts', ())] + known_before(ws, f, run['pipeline'])
     ws.ledger.close()
     return found
 
-# %% ../nbs/api/17c_replay.ipynb #2fb03979
+# %% ../nbs/api/17c_replay.ipynb #ca57bb84
 def replay_folder(settings, name:str)->Path:
     "The folder that has the notebook of a replay: the project's own, or ours"
     folders = [Path(settings.nbs)/'replay', library_root()/'nbs'/'replay']
@@ -320,7 +324,7 @@ def of_what(folder:Path)->str:
     files = [*package.rglob('*.py'), *folder.rglob('*.ipynb'), *(library_root()/'nbs'/'pipelines').glob('*/*.ipynb')]
     return digest_json(sorted({digest_bytes(o.read_bytes()) for o in files}))[:16]
 
-# %% ../nbs/api/17c_replay.ipynb #0a45cebc
+# %% ../nbs/api/17c_replay.ipynb #8ded8a26
 def new_lines(path:Path, at:int)->tuple: # (lines, how far)
     "The whole lines of a file from a place on; a file that is shorter now is another one"
     try: f = open(path, 'rb')
@@ -348,7 +352,7 @@ def following(path:Path, tell):
         over.set()
         t.join()
 
-# %% ../nbs/api/17c_replay.ipynb #1baab6e2
+# %% ../nbs/api/17c_replay.ipynb #9e709f2a
 def place_of(settings, name:str, year:int, short:bool)->Path:
     "Where a replay is, without a suffix"
     return settings.state/'replay'/('-'.join([name, str(year)] + ['short']*short))
@@ -383,7 +387,7 @@ def put_page(executed, base:Path, title:str)->Path:
     atomic_write(base.with_suffix('.html'), page_of(raw, title, f'Made by mlops_nb. The code of this page is in {base.name}.ipynb, beside it.'))
     return base.with_suffix('.html')
 
-# %% ../nbs/api/17c_replay.ipynb #b56ceb7d
+# %% ../nbs/api/17c_replay.ipynb #e3b79a5b
 @contextmanager
 def months_told(out):
     "In the block, what tells people how far a year is; `out` is a console"
