@@ -16,7 +16,7 @@ def project(tmp_path):
 
 
 def test_the_loop_closes_though_its_watchers_are_killed(project):
-    done = project.cli('replay', 'flights', '--short', '--to-month', '4', '--forced', '3', '--kills', '5', '--json', timeout=900)
+    done = project.cli('replay', 'flights', '--short', '--to-month', '4', '--forced', '3', '--kills', '5', '--json', timeout=1800)
     assert done.code == 0, done
     o, world = done.json, load_settings(project.state/'replay'/'flights-2013-short')
     ws = Workspace(world)
