@@ -2017,6 +2017,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlops_nb.replay.arrow': ('api/replay.html#arrow', 'mlops_nb/replay.py'),
                                  'mlops_nb.replay.asked_before': ('api/replay.html#asked_before', 'mlops_nb/replay.py'),
                                  'mlops_nb.replay.champion_of': ('api/replay.html#champion_of', 'mlops_nb/replay.py'),
+                                 'mlops_nb.replay.check_year': ('api/replay.html#check_year', 'mlops_nb/replay.py'),
                                  'mlops_nb.replay.do': ('api/replay.html#do', 'mlops_nb/replay.py'),
                                  'mlops_nb.replay.end_month': ('api/replay.html#end_month', 'mlops_nb/replay.py'),
                                  'mlops_nb.replay.ended': ('api/replay.html#ended', 'mlops_nb/replay.py'),

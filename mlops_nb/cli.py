@@ -756,7 +756,7 @@ def replay(
     from mlops_nb.show import console
     with months_told(console(stderr=True)) as tell:
         r,outcome = live_through(settings_of(env), name, year, short, force, tell, command=shlex.join(['mlops-nb', *sys.argv[1:]]), from_month=from_month, to_month=to_month, kills=kills, forced=forced)
-    if not outcome: tell_results([r])
+    if not outcome: print_json(r.as_json()) if as_json else tell_results([r])
     elif as_json: print_json(outcome)
     else:
         console().print(months_table(outcome))

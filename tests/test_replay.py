@@ -18,14 +18,14 @@ def project(tmp_path):
 def test_the_loop_closes_though_its_watchers_are_killed(project):
     done = project.cli('replay', 'flights', '--short', '--to-month', '4', '--forced', '3', '--kills', '5', '--json', timeout=1800)
     assert done.code == 0, done
-    o, world = done.json, load_settings(project.state/'replay'/'flights-2013-short')
+    o, world = done.json, load_settings(project.state/'replay'/'flights-2013-short-to4-kills5-forced3')
     ws = Workspace(world)
     fired = firings(ws)
 
     # the outcomes of March came in hours first: refused, and nothing learned; a day later they came in minutes
     assert [f['status'] for f in fired if f['trigger'] == 'new-labels'] == ['failed', 'completed']
     assert 'late' in [f for f in fired if f['trigger'] == 'new-labels'][0]['data']['outcome']['text']
-    [labels] = (project.state/'replay'/'flights-2013-short'/'.mlops'/'labels'/'flights').glob('*.parquet')
+    [labels] = (project.state/'replay'/'flights-2013-short-to4-kills5-forced3'/'.mlops'/'labels'/'flights').glob('*.parquet')
     assert .2 < pd.read_parquet(labels).label.mean() < .25
 
     # the version that somebody forced in was worth nothing, was taken back as soon as that was known, and the next one passed its gates
@@ -42,6 +42,6 @@ def test_the_loop_closes_though_its_watchers_are_killed(project):
     ws.ledger.close()
 
     # the page is there, the server isn't, and the same command has nothing to do
-    assert (project.state/'replay'/'flights-2013-short.html').is_file() and project.quiet(60) == []
+    assert (project.state/'replay'/'flights-2013-short-to4-kills5-forced3.html').is_file() and project.quiet(60) == []
     again = project.cli('replay', 'flights', '--short', '--to-month', '4', '--forced', '3', '--kills', '5', '--json')
     assert again.json['months'] == o['months']
