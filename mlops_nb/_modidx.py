@@ -2524,6 +2524,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlops_nb.sketch._names': ('api/sketch.html#_names', 'mlops_nb/sketch.py'),
                                  'mlops_nb.sketch._new_words': ('api/sketch.html#_new_words', 'mlops_nb/sketch.py'),
                                  'mlops_nb.sketch._sums': ('api/sketch.html#_sums', 'mlops_nb/sketch.py'),
+                                 'mlops_nb.sketch._tally_one': ('api/sketch.html#_tally_one', 'mlops_nb/sketch.py'),
                                  'mlops_nb.sketch.add': ('api/sketch.html#add', 'mlops_nb/sketch.py'),
                                  'mlops_nb.sketch.as_numbers': ('api/sketch.html#as_numbers', 'mlops_nb/sketch.py'),
                                  'mlops_nb.sketch.as_words': ('api/sketch.html#as_words', 'mlops_nb/sketch.py'),

@@ -131,7 +131,7 @@ def hours_of(
     return hours.astype('M8[h]').astype(str).tolist(), at
 
 # %% ../nbs/api/16a_windows.ipynb #41c32c4b
-asked_most = 10_000 # rows of a file that the package is asked about once more
+asked_most = 2_000 # rows of a file that the package is asked about once more
 
 def inputs_of(
     yard:Yardstick,
