@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['took', 'near', 'first_moment', 'last_moment', 'asked_most', 'spans', 'keep_hours', 'Window', 'json_window',
-           'Yardstick', 'yardstick', 'ask_again', 'differing', 'hours_of', 'inputs_of', 'made_of', 'windows_of',
-           'hours_beside', 'missed_by_version', 'oldest_hour', 'fold', 'keep', 'part_name', 'log_files', 'new_parts',
-           'Yards', 'counted', 'update', 'last_hour', 'forget', 'windows', 'window_sizes']
+           'Yardstick', 'opened', 'yardstick', 'ask_again', 'differing', 'hours_of', 'inputs_of', 'made_of',
+           'windows_of', 'hours_beside', 'missed_by_version', 'oldest_hour', 'fold', 'keep', 'part_name', 'log_files',
+           'new_parts', 'Yards', 'counted', 'update', 'last_hour', 'forget', 'windows', 'window_sizes']
 
 # %% ../nbs/api/16a_windows.ipynb #963800f7
 import json
@@ -79,6 +79,15 @@ class Yardstick:
     def known(self)->bool: return (self.path/'sketch.json').is_file()
     def __repr__(self): return f'Yardstick({len(self.shape)} columns of {self.told["rows"]:,} rows)'
 
+_opened = {} # {(folder, digest): Yardstick}: the last ones that were asked for
+
+def opened(path:Path, digest:str)->Yardstick:
+    "The yardstick of a package, which is opened once and not at each look: with its digest, it is always the same"
+    key = str(path), digest
+    _opened[key] = found = _opened.pop(key, None) or Yardstick(path, digest)
+    while len(_opened) > 4: del _opened[next(iter(_opened))]
+    return found
+
 def yardstick(
     ws, # `Workspace`
     name:str, # of a model
@@ -88,7 +97,7 @@ def yardstick(
     "What a version is compared with"
     registry = registry or Registry(ws)
     v = registry.version(name, str(version))
-    found = Yardstick(registry.package_path(v), v.digest)
+    found = opened(registry.package_path(v), v.digest)
     return found if found.known else None
 
 # %% ../nbs/api/16a_windows.ipynb #240279fb
