@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['alert_kinds', 'told_keys', 'patience', 'alert_id', 'check_kind', 'plain', 'next_time', 'outlets', 'raise_alert',
            'alerts', 'span_text', 'alert_text', 'as_line', 'tell_log', 'whole_lines', 'append_once', 'tell_file',
-           'is_loopback', 'shown_place', 'webhook_of', 'in_time', 'Unheard', 'opener', 'post', 'tell_webhook', 'untold',
-           'note_told', 'only_one', 'tell_outlet', 'tell_alerts', 'told_text', 'alerts_table']
+           'is_loopback', 'webhook_of', 'in_time', 'Unheard', 'opener', 'post', 'tell_webhook', 'untold', 'note_told',
+           'only_one', 'tell_outlet', 'tell_alerts', 'told_text', 'alerts_table']
 
 # %% ../nbs/api/16d_alert.ipynb #7fca0cdb
 import fcntl, json, os, sys, threading
@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-from .config import hidden_parts, mask_url
+from .config import hidden_parts, mask_url, shown_place
 from .core import ConfigError, MlopsError, ParameterError, StoreError, did_you_mean, digest_json, writing
 from .predlog import moment_of
 from .tables import as_rows, insert_new, stamp
@@ -150,11 +150,6 @@ def is_loopback(host:str)->bool:
     "Is this address this machine?"
     try: return host == 'localhost' or ip_address(host).is_loopback
     except ValueError: return False
-
-def shown_place(url:str)->str:
-    "A webhook without what is secret in it"
-    try: u = urlsplit(url); return f"{u.scheme}://{u.netloc.rpartition('@')[2]}/…"
-    except ValueError: return '…'
 
 def webhook_of(url:str)->tuple: # (address, headers, is it this machine?)
     "A webhook's address, checked, and its login"

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['known_keys', 'ambient', 'read_pyproject', 'find_root', 'nbdev_paths', 'read_ini', 'expand', 'check_ini', 'pick_env',
-           'resolve', 'Secrets', 'mask_url', 'hidden_parts', 'Settings', 'shown', 'describe', 'trigger_settings',
-           'hidden_values', 'load_settings']
+           'resolve', 'Secrets', 'mask_url', 'hidden_parts', 'Settings', 'shown_place', 'shown', 'describe',
+           'trigger_settings', 'hidden_values', 'load_settings']
 
 # %% ../nbs/api/01_config.ipynb #db47ce7a
 import configparser, os, re, tomllib
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from .core import ConfigError, did_you_mean
 
@@ -347,12 +348,17 @@ class Settings:
     def __repr__(self): return '\n'.join(f'{k:<8} {v}  ({o})' for k,v,o in self.describe())
 
 # %% ../nbs/api/01_config.ipynb #67096e48
+def shown_place(url:str)->str:
+    "A webhook without what is secret in it"
+    try: u = urlsplit(url); return f"{u.scheme}://{u.netloc.rpartition('@')[2]}/…"
+    except ValueError: return '…'
+
 def shown(
     key:str, # one of `known_keys`
     v, # its value
 )->str:
     "A setting, with secrets masked; of a webhook no more than its server, since whoever knows the rest may call it"
-    if key == 'alert_webhook': return re.sub(r'://(?:[^/@\s]*@)?([^/\s]+)/?.*', r'://\1/…', v)
+    if key == 'alert_webhook' and v: return shown_place(v)
     return ', '.join(v) if isinstance(v, tuple) else mask_url(v)
 
 def describe(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['parts', 'rare', 'much', 'least', 'looks', 'checks', 'groups_of', 'joined', 'psi', 'ks', 'js', 'p_numbers', 'p_words',
-           'p_share', 'lost', 'figures', 'level', 'findings', 'drift']
+           'p_share', 'lost', 'figures', 'chance_of', 'level', 'findings', 'drift']
 
 # %% ../nbs/api/16_drift.ipynb #194b461c
 import math
@@ -120,13 +120,21 @@ def figures(
 looks = dict(hour=8766, day=365.25, month=12) # windows in a year
 checks = dict(number=3, word=3, time=1) # findings that a column may have
 
+def chance_of(
+    alarms:float, # false ones a year that are put up with
+    window:str, # hour, day or month
+    tests:int=1, # that are made at each look
+)->float:
+    "The chance of a false alarm that one test may have"
+    return min(.05, alarms/looks[window]/max(tests, 1))
+
 def level(
     shape:dict, # {column: Bins}
     span:str='day', # hour, day or month
     alarms:float=1., # false ones that are put up with, a year
 )->float:
     "How unlikely a finding must be"
-    return min(.05, alarms/(looks[span]*max(1, sum(checks[o.kind] for o in shape.values()))))
+    return chance_of(alarms, span, sum(checks[o.kind] for o in shape.values()))
 
 # %% ../nbs/api/16_drift.ipynb #12aea5f6
 def _percent(v:float)->str: return f'{v:.1%}' if v < .1 else f'{v:.0%}'

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['who_answered', 'numbers', 'is_binary', 'Outcome', 'foretelling', 'outcome_in', 'outcome_of', 'label_columns', 'wrong',
            'keys_in', 'values_in', 'times_in', 'read_labels', 'newest_of', 'label_folder', 'digest_of', 'keep_labels',
-           'label_files', 'hashed', 'Labels', 'labels_of', 'micros', 'may_hold', 'open_segments', 'stored_tables',
-           'log_parts', 'when_column', 'labelled_parts', 'labelled', 'count_answered', 'add_labels', 'labels_text']
+           'label_files', 'hashed', 'Labels', 'labels_of', 'micros', 'may_hold', 'stored_tables', 'log_parts',
+           'when_column', 'labelled_parts', 'labelled', 'count_answered', 'add_labels', 'labels_text']
 
 # %% ../nbs/api/15h_labels.ipynb #91690b24
 import hashlib, json
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from .batch import Rows, from_text
 from .core import ConfigError, MlopsError, ModelError, ParameterError, StoreError, atomic_path, did_you_mean, now, writing
 from .plan import Workspace
-from .predlog import column_name, log_folder, moment_of, open_folder, tables_of
+from .predlog import column_name, log_folder, moment_of, stored, tables_of
 from .promote import package_path
 from .records import patch
 from .registry import Registry
@@ -291,19 +291,11 @@ def may_hold(
     return any((low is None or micros(o.max) >= low) and (high is None or micros(o.min) < high) for o in found)
 
 # %% ../nbs/api/15h_labels.ipynb #107f808f
-def open_segments(folder:Path)->dict: # {name: bytes}
-    "What isn't Parquet yet"
-    while True:
-        try: return {o.stem: o.read_bytes() for o in sorted((folder/open_folder).glob('*.jsonl'))}
-        except FileNotFoundError: continue # it was turned meanwhile
-
 def stored_tables(folder:Path, names, by:str, low, high):
     "The columns `names` of the log, a file at a time"
     import pyarrow.parquet as pq
-    segments = open_segments(folder)
-    days = [f'day={datetime.fromtimestamp(o/1e6, timezone.utc):%Y-%m-%d}' if o is not None and by == 'time' else d for o,d in ((low, 'day='), (high, 'day=~'))]
-    for o in sorted(folder.glob('day=*/*.parquet')):
-        if o.name[0] == '.' or o.stem.rpartition('-')[0] in segments or not days[0] <= o.parent.name <= days[1]: continue
+    files,segments = stored(folder, *(datetime.fromtimestamp(o/1e6, timezone.utc) if o is not None and by == 'time' else None for o in (low, high)))
+    for o in files:
         with pq.ParquetFile(o) as f:
             if may_hold(f, by, low, high): yield f.read([k for k in names if k in f.schema_arrow.names])
     for data in segments.values():

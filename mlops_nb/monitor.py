@@ -4,24 +4,25 @@
 
 # %% auto #0
 __all__ = ['failed_share', 'failed_least', 'enough', 'check_window', 'begin_of', 'moment_in', 'end_of', 'named', 'usual_windows',
-           'drift_alerts', 'skew_alert', 'traffic_alerts', 'error_alerts', 'Look', 'Lookout', 'is_scrap',
-           'usual_difference', 'look', 'picture', 'column_facts', 'window_facts', 'monitor_facts', 'facts_of', 'worst',
-           'monitor_report', 'monitor_table', 'monitor_text', 'monitor']
+           'drift_alerts', 'skew_alert', 'traffic_alerts', 'error_alerts', 'Look', 'Lookout', 'is_scrap', 'look',
+           'picture', 'column_facts', 'window_facts', 'monitor_facts', 'facts_of', 'worst', 'monitor_report',
+           'monitor_table', 'monitor_text', 'monitor']
 
 # %% ../nbs/api/16e_monitor.ipynb #4e04e268
 import json, re, tempfile
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
+from functools import cached_property
 from pathlib import Path
 from statistics import NormalDist
 from .alert import alerts, raise_alert, tell_alerts
 from .card import titled
 from .core import ConfigError, MlopsError, ParameterError, atomic_write, did_you_mean, writing
-from .drift import drift, groups_of, joined, least
+from .drift import chance_of, drift, groups_of, joined, least
 from .labels import label_files
 from .predlog import moment_of
 from .promote import workplace
-from .quality import chance_of, qualities, reference_quality, usual_limits, worsenings
+from .quality import qualities, reference_quality, spread_of_figures, usual_limits, worse
 from .records import patch
 from .report import check_parts, execute_page, file_name, page_of, with_facts
 from .sketch import quantile
@@ -145,12 +146,21 @@ class Lookout:
         self.now = now or datetime.now(timezone.utc)
         self.ws,self.registry = workplace(settings)
         self.registry.version(model, 'latest') # there is such a model
-        self.key,self.yard = f'monitor:{model}:{self.span}', Yards(self.ws, model)
+        self.key,self.yard,self.references = f'monitor:{model}:{self.span}', Yards(self.ws, model), {}
         self.seen = _seen(self.ws, self.key)
         self.look = Look(model, self.span, blind=self.yard.blind)
     def __enter__(self): return self
     def __exit__(self, *args): self.ws.ledger.close()
-    def stumble(self, where:str, e): self.look.trouble[where] = getattr(e, 'what', '') or f'{type(e).__name__}: {e}' 
+    def stumble(self, where:str, e): self.look.trouble[where] = getattr(e, 'what', '') or f'{type(e).__name__}: {e}'
+    @cached_property
+    def sizes(self)->dict: return window_sizes(self.ws, self.model, self.span) # once per look, when what is new has been counted
+    def reference(self, version): # `Quality`; None if it has none
+        "What a version was worth at training"
+        if version not in self.references: self.references[version] = self.yard(version) and reference_quality(self.yard(version).path)
+        return self.references[version]
+    def qualities(self, since=None, until=None)->dict: # {(start, version): Quality}
+        "How good the answers were, by window as the ledger names them"
+        return {(s[:spans[self.span]], v): q for (v,s),q in qualities(self.settings, self.model, since, until, self.span).items()}
 
 # %% ../nbs/api/16e_monitor.ipynb #aa3a4417
 @patch
@@ -184,7 +194,7 @@ def compare_one(self:Lookout, start:str, version:str, found:dict):
 @patch
 def compare(self:Lookout):
     "Compare the windows that have something new"
-    rows,there = self.seen.setdefault('rows', {}), window_sizes(self.ws, self.model, self.span)
+    rows,there = self.seen.setdefault('rows', {}), self.sizes
     new = [k for k,n in there.items() if self.ended(k[0]) and rows.get(f'{k[1]} {k[0]}') != n]
     starts = sorted({s for s,_ in there})
     found = windows(self.ws, self.model, self.span, since=starts[max(0, starts.index(new[0][0])-7)]) if new else {}
@@ -200,20 +210,20 @@ def compare(self:Lookout):
 def silent(self:Lookout, last:str)->list: # of beginnings, at most seven
     "The windows since the last one that are over, and in which nobody asked"
     found = []
-    while len(found) < 7 and self.ended(named(end_of(found[-1] if found else last), self.span)): found.append(named(end_of(found[-1] if found else last), self.span))
+    while len(found) < 7 and self.ended(last := named(end_of(last), self.span)): found.append(last)
     return found
 
 @patch
 def count_traffic(self:Lookout):
     "Is it much quieter, busier or slower than usual?"
-    starts = sorted({s for s,_ in window_sizes(self.ws, self.model, self.span)})
+    starts = sorted({s for s,_ in self.sizes})
     if not starts: return
     new = sorted({s for s,_ in self.look.windows} | {*self.silent(starts[-1])})
     new = [o for o in new if usual_windows(o, self.span)[0] >= starts[0]] # of others it isn't known what is usual
     if not new: return
     whole = {}
-    for (s,_),w in windows(self.ws, self.model, self.span, since=usual_windows(new[0], self.span)[0]).items(): whole.setdefault(s, []).append(replace(w, columns={}))
-    def all_of(s): return sum(whole.get(s, [])[1:], start=(whole.get(s) or [Window({})])[0])
+    for (s,_),w in windows(self.ws, self.model, self.span, since=usual_windows(new[0], self.span)[0]).items(): whole[s] = whole.get(s, Window({})) + replace(w, columns={})
+    def all_of(s): return whole.get(s, Window({}))
     for s in new: self.tell('', s, traffic_alerts(all_of(s), [all_of(o) for o in usual_windows(s, self.span)]))
 
 # %% ../nbs/api/16e_monitor.ipynb #4bf81e5f
@@ -222,35 +232,27 @@ enough = .5 # share of a window's rows whose labels must have come
 @patch
 def known_now(self:Lookout)->dict: # {(start, version): Quality}
     "The windows that have ended and are known, as far as they may have changed"
-    files,rows,there = [o['digest'] for o in label_files(self.settings, self.model)], self.seen.get('rows', {}), window_sizes(self.ws, self.model, self.span)
+    files,rows,there = [o['digest'] for o in label_files(self.settings, self.model)], self.seen.get('rows', {}), self.sizes
     more,changed = self.seen.get('labels') != files, [s for (s,v),n in there.items() if rows.get(f'{v} {s}') != n]
     self.seen['labels'] = files
     if not files or not (more or changed): return {}
-    found = {(s[:spans[self.span]], v): q for (v,s),q in qualities(self.settings, self.model, None if more else begin_of(min(changed)), window=self.span).items()}
+    found = self.qualities(None if more else begin_of(min(changed)))
     before,counts = self.seen.get('counts', {}), {f'{v} {s}': q.n for (s,v),q in found.items()}
     self.seen['counts'] = before | counts
     def is_known(k, q): return q.n >= max(least, there[k]*enough) or q.n >= least and more and before.get(f'{k[1]} {k[0]}') == q.n
     return {k: q for k,q in found.items() if k in there and self.ended(k[0]) and is_known(k, q)}
 
 # %% ../nbs/api/16e_monitor.ipynb #050894c2
-def usual_difference(told:list)->float: # standard deviation
-    "By how much a figure differs between windows beyond luck, from its (value, standard error) in each"
-    if len(told) < 3: return 0.
-    v = [o for o,_ in told]
-    mean = sum(v)/len(v)
-    return max(0., sum((o-mean)**2 for o in v)/(len(v)-1) - sum(se**2 for _,se in told)/len(told))**.5
-
 @patch
 def worse(self:Lookout, version:str, start:str, q)->list: # of (kind, what, data)
     "Is a version worse in a window than it was at training?"
-    yard,figures,bad = self.yard(version), self.seen.setdefault('figures', {}), self.seen.setdefault('bad', [])
-    ref = yard and reference_quality(yard.path)
+    ref,figures,bad = self.reference(version), self.seen.setdefault('figures', {}), self.seen.setdefault('bad', [])
     if not ref or ref.kind != q.kind: return []
     before = [o for k,o in figures.items() if k.startswith(f'{version} ') and k < f'{version} {start}' and k not in bad]
-    found = worsenings(ref, q, chance_of(self.settings.monitor_alarms, self.span), spread={k: usual_difference([o[k] for o in before if k in o]) for k in usual_limits[q.kind]})
+    found = worse(ref, q, chance_of(self.settings.monitor_alarms, self.span), spread={k: spread_of_figures([o[k] for o in before if k in o]) for k in usual_limits[q.kind]})
     figures[f'{version} {start}'] = {k: [*o[:2]] for k in usual_limits[q.kind] if (o := q.estimate(k))}
     if found and f'{version} {start}' not in bad: bad.append(f'{version} {start}')
-    return [('performance', found[0]['metric'], dict(found[0], also=found[1:]))] if found else []
+    return [('performance', found['metric'], found)] if found else []
 
 @patch
 def judge(self:Lookout):
@@ -329,12 +331,12 @@ def monitor_facts(
 
 def facts_of(o:Lookout, a:datetime|None, b:datetime|None)->dict:
     "What is known of the time between two moments"
-    known = {(s[:spans[o.span]], v): q for (v,s),q in qualities(o.settings, o.model, a, b, o.span).items()} if label_files(o.settings, o.model) else {}
+    known = o.qualities(a, b) if label_files(o.settings, o.model) else {}
     found = windows(o.ws, o.model, o.span, since=a and f'{a:%Y-%m-%dT%H}' or '', until=b and f'{b:%Y-%m-%dT%H}' or '')
     scraps = {k for i,k in enumerate(found) if is_scrap(found[k], [found[j] for j in list(found)[max(0, i-7):i] if j[1] == k[1]])}
     told = {k: window_facts(o, *k, w, known.get(k), k in scraps) for k,w in found.items()}
     last = next((k for k in reversed(found) if k not in scraps and o.yard(k[1])), None)
-    ref = last and reference_quality(o.yard(last[1]).path)
+    ref = last and o.reference(last[1])
     since,until = stamp(a) if a else told[next(iter(told))]['start'] if told else '', stamp(b) if b else told[next(reversed(told))]['end'] if told else ''
     return dict(model=o.model, version=last[1] if last else '', span=o.span, since=since, until=until, windows=list(told.values()), worst=worst(o, found[last], told[last]) if last else [],
         reference=dict(quality=ref.figures() if ref else None), quality=sum(known.values()).figures() if known else None, alerts=[r for r in alerts(o.ws, o.model) if (not a or r['start'] >= since) and (not b or r['start'] < until)])
@@ -376,7 +378,7 @@ def monitor_table(facts:dict, most:int=31):
     from rich.markup import escape
     def moved(w): return ', '.join(k for k,v in w['drift'].items() if v['verdict'] == 'drift')
     def psi(o): return f"{o['psi']:.2f}{' !' if o['verdict'] == 'drift' else ''}" if o else ''
-    n = {'hour': 13, 'day': 10, 'month': 7}[facts['span']]
+    n = spans[facts['span']]
     cells = [(w['start'][:n].replace('T',' '), w['version'], f"{w['rows']:,}", escape(moved(w)), psi(w['prediction']), _quality_text(w['quality']), f"{w['traffic'].get('p99_ms', 0):.3g}") for w in facts['windows'][-most:]]
     errors = [w['traffic'].get('errors', 0) for w in facts['windows'][-most:]]
     if any(errors): cells = [(*o, f'{e:,}' if e else '') for o,e in zip(cells, errors)]

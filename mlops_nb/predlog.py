@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['open_folder', 'ours', 'missed_folder', 'Layout', 'lock', 'new_segment', 'read_lines', 'PredictionLog', 'column_name',
-           'table_of', 'tables_of', 'missed_in', 'turn', 'take_over', 'left_behind', 'moment_of', 'parts_of',
+           'table_of', 'tables_of', 'missed_in', 'turn', 'take_over', 'left_behind', 'moment_of', 'stored', 'parts_of',
            'read_folder', 'log_folder', 'read_log']
 
 # %% ../nbs/api/15b_predlog.ipynb #35d1d561
@@ -359,15 +359,21 @@ def moment_of(t): # datetime in UTC, or None
     except ValueError: raise ParameterError(f"{t!r} is no time", where='read_log', remedy="write 2013-07-04 or 2013-07-04T13:00:00Z") from None
     return t.astimezone(timezone.utc) if t.tzinfo else t.replace(tzinfo=timezone.utc)
 
+def stored(
+    folder, # of a log
+    since=None, # datetime
+    until=None,
+)->tuple: # (paths of Parquet files, {name: bytes} of what isn't Parquet yet)
+    "What a log has of the days between two moments"
+    try: segments = {o.stem: o.read_bytes() for o in sorted((Path(folder)/open_folder).glob('*.jsonl'))}
+    except FileNotFoundError: return stored(folder, since, until) # it was turned meanwhile
+    days = [f'day={o:%Y-%m-%d}' if o else d for o,d in ((since, 'day='), (until, 'day=~'))]
+    return [o for o in sorted(Path(folder).glob('day=*/*.parquet')) if o.name[0] != '.' and o.stem.rpartition('-')[0] not in segments and days[0] <= o.parent.name <= days[1]], segments
+
 def parts_of(folder, since=None, until=None)->list: # of Arrow tables
     "All of a log that may lie between two moments"
     import pyarrow.parquet as pq
-    folder = Path(folder)
-    try: 
-        segments = {o.stem: o.read_bytes() for o in sorted((folder/open_folder).glob('*.jsonl'))}
-    except FileNotFoundError: return parts_of(folder, since, until) # it was turned meanwhile
-    days = [f'day={o:%Y-%m-%d}' if o else d for o,d in ((since, 'day='), (until, 'day=~'))]
-    files = [o for o in sorted(folder.glob('day=*/*.parquet')) if o.name[0] != '.' and o.stem.rpartition('-')[0] not in segments and days[0] <= o.parent.name <= days[1]]
+    files,segments = stored(folder, since, until)
     return [pq.ParquetFile(o).read() for o in files] + [t for v in segments.values() for _,_,t in tables_of(v)]
 
 # %% ../nbs/api/15b_predlog.ipynb #ba666ae1

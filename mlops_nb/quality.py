@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['bins', 'yes_no', 'amount', 'figures_of', 'usual_limits', 'least', 'bin_of', 'centers', 'Quality', 'sums_of',
-           'quality_of', 'spread_of', 'quality_from', 'Estimate', 'wilson', 'interval', 'chance_of', 'enough',
+           'quality_of', 'spread_of', 'quality_from', 'Estimate', 'wilson', 'interval', 'enough', 'spread_of_figures',
            'usual_spread', 'compared', 'told_worse', 'worsenings', 'worse', 'reference_quality', 'starts_of',
            'start_text', 'quality_by', 'qualities']
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import NamedTuple
 from .core import ParameterError, did_you_mean
-from .drift import looks
+from .drift import chance_of
 from .labels import Outcome, add_labels, foretelling, is_binary, label_files, labelled, labelled_parts, labels_of, numbers, outcome_in, outcome_of
 from .records import patch
 
@@ -214,15 +214,6 @@ def figures(self:Quality)->dict: # JSON
     if self.n: told |= dict(happened=self.sums['happened']/self.n, foretold=self.sums['foretold']/self.n)
     return told | (dict(calibration=self.calibration(), curve=self.curve()) if self.kind == yes_no else dict(r2=self.r2()))
 
-# %% ../nbs/api/16c_quality.ipynb #9f88729a
-def chance_of(
-    alarms:float, # false ones a year that are put up with
-    window:str, # hour, day or month
-    tests:int=1, # that are made at each look
-)->float:
-    "The chance of a false alarm that one test may have"
-    return min(.05, alarms/looks[window]/max(tests, 1))
-
 # %% ../nbs/api/16c_quality.ipynb #785b7d53
 usual_limits = {yes_no: dict(auc=.02, log_loss=.10), amount: dict(rmse=.10)}
 least = dict(auc=30, log_loss=50, brier=50, rmse=50, mae=50, bias=50) # AUC: yeses and noes; else rows
@@ -231,16 +222,21 @@ def enough(q:Quality, name:str)->bool:
     "Is enough known for this figure?"
     return (min(q.counts.sum(1)) if name == 'auc' else q.n) >= least[name]
 
+def spread_of_figures(
+    told:list, # of (value, standard error), one a window
+)->float: # standard deviation
+    "By how much a figure differs between windows beyond luck"
+    import numpy as np
+    if len(told) < 3: return 0.
+    v,se = np.array(told).T
+    return math.sqrt(max(v.var(ddof=1) - (se**2).mean(), 0))
+
 def usual_spread(
     qualities:list, # of windows in which all was well
     name:str, # of a figure
 )->float: # standard deviation
     "By how much windows differ beyond luck"
-    import numpy as np
-    found = [q.estimate(name) for q in qualities if enough(q, name)]
-    if len(found) < 3: return 0.
-    v,se = np.array(found).T
-    return math.sqrt(max(v.var(ddof=1) - (se**2).mean(), 0))
+    return spread_of_figures([q.estimate(name) for q in qualities if enough(q, name)])
 
 # %% ../nbs/api/16c_quality.ipynb #059e155a
 def compared(

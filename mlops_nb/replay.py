@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['marker', 'known_years', 'World', 'made_of', 'make_world', 'alone_in', 'environment_of', 'start', 'ended', 'do',
-           'Server', 'serving', 'arrow', 'asked_before', 'Killer', 'watch', 'ledger_of', 'champion_of', 'fired',
-           'alarmed', 'happened', 'package_of', 'answered', 'trained', 'months_folder', 'month_done', 'end_month',
-           'tell', 'log_row', 'sources_of', 'known_before', 'traced', 'replay_folder', 'of_what', 'new_lines',
-           'following', 'place_of', 'check_year', 'replay', 'put_page', 'months_told', 'months_table', 'summary']
+           'Server', 'serving', 'arrow', 'asked_before', 'Killer', 'watch', 'champion_of', 'fired', 'alarmed',
+           'happened', 'package_of', 'answered', 'trained', 'months_folder', 'month_done', 'end_month', 'tell',
+           'log_row', 'sources_of', 'known_before', 'traced', 'replay_folder', 'of_what', 'new_lines', 'following',
+           'place_of', 'check_year', 'replay', 'put_page', 'months_told', 'months_table', 'summary']
 
 # %% ../nbs/api/17c_replay.ipynb #5c08e2bf
 import fcntl, json, os, random, secrets, shutil, subprocess, sys, threading, time
@@ -17,7 +17,7 @@ from pathlib import Path
 from .alert import alert_text, alerts
 from .config import load_settings
 from .core import ConfigError, LedgerError, ModelError, ParameterError, StageError, atomic_write, did_you_mean, digest_bytes, digest_json
-from .fire import firing_of_run, firings
+from .fire import at_ledger, firing_of_run, firings
 from .labels import log_parts
 from .new import library_root
 from .owner import passing
@@ -217,25 +217,18 @@ def watch(world:World, now:str, killer:Killer=None)->list: # of happenings
     return heard
 
 # %% ../nbs/api/17c_replay.ipynb #2e9c09a9
-@contextmanager
-def ledger_of(world:World):
-    "In the block, a world's `Workspace`"
-    ws = Workspace(world.settings)
-    try: yield ws
-    finally: ws.ledger.close()
-
 def champion_of(world:World)->int|None:
     "The number of the version that is champion"
-    with ledger_of(world) as ws: row = holder(ws, world.model)
+    with at_ledger(world.settings) as ws: row = holder(ws, world.model)
     return row and row['version']
 
 def fired(world:World)->list: # rows, oldest first
     "What fired, and what didn't"
-    with ledger_of(world) as ws: return firings(ws, limit=10**6)
+    with at_ledger(world.settings) as ws: return firings(ws, limit=10**6)
 
 def alarmed(world:World)->list: # rows, oldest first
     "What was alarming"
-    with ledger_of(world) as ws: return alerts(ws, world.model)
+    with at_ledger(world.settings) as ws: return alerts(ws, world.model)
 
 def happened(world:World)->list: # rows, oldest first
     "What became of the champion"
@@ -255,7 +248,7 @@ def answered(world:World, since:str, until:str): # DataFrame of key, version, pr
 
 def trained(world:World, stage:str)->set: # ids of runs
     "The runs that a trigger began and in which a stage was executed, not only found"
-    with ledger_of(world) as ws: return {o['run_id'] for o in firings(ws, limit=10**6) if o['run_id'] and any(s['stage'] == stage and s['status'] == 'completed' for s in ws.ledger.stage_runs(o['run_id']))}
+    with at_ledger(world.settings) as ws: return {o['run_id'] for o in firings(ws, limit=10**6) if o['run_id'] and any(s['stage'] == stage and s['status'] == 'completed' for s in ws.ledger.stage_runs(o['run_id']))}
 
 # %% ../nbs/api/17c_replay.ipynb #aa075f5f
 def months_folder(world:World)->Path: return world.root/'months'
