@@ -6,7 +6,7 @@ PIPELINE = flights
 # whose year is lived through, in short, by `make demo`
 REPLAY   = flights
 # the extras of pyproject.toml that are locked and installed
-EXTRAS   = examples validate tune track ui models serve lab postgres proven clients dev
+EXTRAS   = examples validate tune track ui models serve docs lab postgres proven clients dev
 # folders of nbs/ whose notebooks are run as stages, or by tests/, and not tested as lessons
 STAGES   = pipelines|predict|replay|benchmarks|tutorials
 
