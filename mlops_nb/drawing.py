@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['states', 'style', 'width', 'height', 'gap_x', 'gap_y', 'margin', 'params_line', 'stage_name', 'work_line',
-           'artifact_line', 'back_tree', 'ahead_tree', 'show_lineage', 'columns_of', 'kept', 'routed', 'ordered', 'box',
-           'names_of', 'curve', 'picture', 'save_picture']
+           'artifact_line', 'back_tree', 'ahead_tree', 'show_lineage', 'columns_of', 'kept', 'routed', 'ordered',
+           'colors', 'box', 'names_of', 'curve', 'picture', 'save_picture']
 
 # %% ../nbs/api/11i_drawing.ipynb #cc535aca
 import os
 from html import escape
 from .core import atomic_write, short, writing, ConfigError
 from .lineage import Lineage, edges_of, is_source, maker_of, size_of, source_state
-from .show import ago, bytes_text
+from .show import ago, bytes_text, moment
 from .config import mask_url
 
 # %% ../nbs/api/11i_drawing.ipynb #d85bd24d
@@ -26,12 +26,12 @@ def params_line(row:dict, most:int=6)->str:
 def stage_name(row:dict)->str: return f"{row['pipeline']}/{row['stage']}"
 
 # %% ../nbs/api/11i_drawing.ipynb #967c9395
-def work_line(row:dict)->str:
+def work_line(row:dict, when=ago)->str:
     "A stage run on one line"
     trial = f"trial {row['run_study']}/{row['run_trial']}" if row['run_study'] else ''
     commit = f"commit {row['run_git_commit'][:10]}" + (' with changes' if row['run_git_dirty'] else '') if row['run_git_commit'] else ''
     status = '' if row['status'] == 'completed' else row['status']
-    told = trial, f"run {row['run_id']}", status, ago(row['started']), f"{row['run_username']} on {row['run_host']}", commit, params_line(row)
+    told = trial, f"run {row['run_id']}", status, when(row['started']), f"{row['run_username']} on {row['run_host']}", commit, params_line(row)
     return ' · '.join(o for o in told if o)
 
 # %% ../nbs/api/11i_drawing.ipynb #f0fba038
@@ -181,8 +181,17 @@ def ordered(places:dict, pieces:dict)->list: # [[node or (node, column)] by colu
     return rows
 
 # %% ../nbs/api/11i_drawing.ipynb #ff595008
-style = '''text{font:12px system-ui,-apple-system,"Segoe UI",sans-serif;fill:#1f2328}.dim{fill:#59636e;font-size:11px}.back{fill:#fff}rect{stroke:#818b98;fill:#f6f8fa}.work{stroke:#54aeff;fill:#ddf4ff}.this{stroke:#bf8700;stroke-width:2.5}
-path{fill:none;stroke:#818b98;stroke-width:1.3}.back{stroke:none}@media(prefers-color-scheme:dark){text{fill:#e6edf3}.dim{fill:#9198a1}.back{fill:#0d1117}rect{fill:#151b23;stroke:#656c76}.work{fill:#0c2d4d;stroke:#1f6feb}.this{stroke:#d29922}path{stroke:#656c76}}'''
+def colors(
+    cls:str, # class of the drawing
+)->str: # CSS
+    "A drawing has the colors of the page that it is in; alone, it is light or dark as its reader likes"
+    names = dict(ink='foreground-primary', soft='foreground-muted', paper='background-primary', tint='background-secondary', line='foreground-border', work='brand-primary')
+    def of(*values): return f".{cls}{{{';'.join(f'--{k}:var(--color-{v},{o})' for (k,v),o in zip(names.items(), values))}}}"
+    return of('#1f2328','#59636e','#fff','#f6f8fa','#818b98','#0969da') + f"@media(prefers-color-scheme:dark){{{of('#e6edf3','#9198a1','#0d1117','#151b23','#656c76','#4493f8')}}}"
+
+# %% ../nbs/api/11i_drawing.ipynb #01391fe3
+style = colors('lineage') + '''.lineage text{font:12px system-ui,-apple-system,"Segoe UI",sans-serif;fill:var(--ink)}.lineage .dim{fill:var(--soft);font-size:11px}.lineage rect{stroke:var(--line);fill:var(--paper)}
+.lineage .back{stroke:none}.lineage .work{stroke:var(--work);fill:var(--tint)}.lineage .this{stroke:#bf8700;stroke-width:2.5}.lineage path{fill:none;stroke:var(--line);stroke-width:1.3}'''
 width,height,gap_x,gap_y,margin = 184,42,56,14,20 # of a box, and around it
 
 # %% ../nbs/api/11i_drawing.ipynb #862a3396
@@ -201,7 +210,7 @@ def box(x:float, y:float, lines:tuple, cls:str, title:str)->str: # SVG
 def _box_of(g:Lineage, node:str, names:dict, x:float, y:float)->str:
     "The box of a stage run or an artifact"
     row = g.works.get(node)
-    if row: return box(x, y, (stage_name(row), f"trial {row['run_trial']} of {row['run_study']}" if row['run_study'] else row['run_id']), 'work', work_line(row))
+    if row: return box(x, y, (stage_name(row), f"trial {row['run_trial']} of {row['run_study']}" if row['run_study'] else row['run_id']), 'work', work_line(row, moment))
     more = sum(g.unread.get(node, {}).values())
     told = short(node)[:8] + (f' · {more:,} more readers' if more else ' · from outside' if node in names['sources'] else '')
     return box(x, y, (names[node], told), 'this' if node == g.digest else '', f'{names[node]} {node}')
@@ -237,7 +246,7 @@ def picture(
     more = [f'<text class="dim" x="{margin+c*(width+gap_x)+10}" y="{margin+(most+len(rows[c]))/2*step+12}">and {n:,} more</text>' for c,n in left.items()]
     boxes = [_box_of(g, o, names, *at[o]) for o in cols]
     w,h = 2*margin + len(rows)*(width+gap_x) - gap_x, 2*margin + most*step - gap_y
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img"><title>Lineage of {escape(g.artifact["name"])}</title><style>{style}</style>'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" class="lineage"><title>Lineage of {escape(g.artifact["name"])}</title><style>{style}</style>'
     return '\n'.join([head, f'<rect class="back" width="{w}" height="{h}"/>', *lines, *boxes, *more, '</svg>']) + '\n'
 
 # %% ../nbs/api/11i_drawing.ipynb #45a71b2a
