@@ -207,7 +207,7 @@ def project_files(
     res = {k: renamed(k, v.read_text('utf-8'), package) for k,v in files.items()}
     page = front_page(name)
     return {**res, 'pyproject.toml': new_pyproject(res['pyproject.toml'], name, library), 'CHANGELOG.md': changelog,
-            'nbs/index.ipynb': clean_json(page), 'README.md': readme_text(Notebook('index.ipynb', page))}
+            'nbs/index.ipynb': clean_json(page), 'README.md': readme_text(Notebook('index.ipynb', page), 'nbs')}
 
 # %% ../nbs/api/09a_new.ipynb #78ff2438
 def _export(root:Path):

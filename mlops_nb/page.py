@@ -97,9 +97,8 @@ def signature(place:Place)->str: # Markdown; '': its module can't be imported
     return _types_of_defaults.sub('=', text[text.index('```python'):])
 
 def heading(name:str, level:int)->str: # MyST
-    "The heading of a name, which has the name for its address"
-    own = re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-') == name # then Sphinx calls it so
-    return ('' if own else f'<span id="{name}"></span>\n\n') + f"{'#'*level} `{name}`"
+    "The heading of a name"
+    return f"{'#'*level} `{name}`"
 
 # %% ../nbs/api/20_page.ipynb #5a22965c
 def cell_of(kind:str, source:str, *tags, outputs=()):

@@ -26,7 +26,7 @@ def test_notebooks_are_clean(tmp_path):
 
 def test_readme_is_in_step():
     index = load_settings(root).nbs/'index.ipynb'
-    if index.exists(): assert (root/'README.md').read_text('utf-8') == readme_text(read_notebook(index)), remedy
+    if index.exists(): assert (root/'README.md').read_text('utf-8') == readme_text(read_notebook(index), index.parent.name), remedy
 
 
 def test_lock_has_no_place_of_its_own():
