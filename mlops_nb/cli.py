@@ -9,7 +9,7 @@ __all__ = ['app', 'Env', 'Json', 'Params', 'ParamsFile', 'Pairs', 'PipelineName'
            'track', 'plan', 'check_study', 'runs', 'show', 'logs', 'diff', 'pin_runs', 'gc', 'reproduce', 'register',
            'models', 'lineage', 'put_lineage', 'schema_infer', 'tell_promotion', 'promote', 'rollback', 'audit', 'card',
            'serve', 'predict', 'export', 'tell_happening', 'tell_preview', 'watch', 'fire', 'triggers', 'replay',
-           'labels', 'alerts', 'monitor', 'findings_table', 'doctor', 'tell_error', 'main']
+           'labels', 'alerts', 'monitor', 'findings_table', 'doctor', 'in_groups', 'tell_error', 'main']
 
 # %% ../nbs/api/21_cli.ipynb #27cabaaf
 import json, os, signal, sys
@@ -75,7 +75,7 @@ def settings_of(env):
 # %% ../nbs/api/21_cli.ipynb #b52ae150
 @app.command()
 def new(
-    name:Annotated[str, typer.Argument(help='name of the project')],
+    name:Annotated[str, typer.Argument(help='name of the project', metavar='NAME')],
     library:Annotated[Optional[str], typer.Option(metavar='PATH_OR_REQUIREMENT',
         help='where mlops_nb comes from: a wheel, a folder or a requirement')]=None,
 ):
@@ -646,11 +646,11 @@ def export(
     storage_uri:Annotated[str, typer.Option('--storage-uri', metavar='URI', help="kserve: the package in a bucket, for KServe's own runtime", show_default=False)]='',
     token_secret:Annotated[str, typer.Option('--token-secret', metavar='NAME', help='kserve: the Secret that has the token; default: MODEL-token', show_default=False)]='',
     min_replicas:Annotated[int, typer.Option('--min-replicas', min=0, metavar='N', help='kserve: 0 lets it sleep')]=1,
-    max_replicas:Annotated[int, typer.Option('--max-replicas', min=1, metavar='N', help='kserve')]=3,
+    max_replicas:Annotated[int, typer.Option('--max-replicas', min=1, metavar='N', help='kserve: no more than these')]=3,
     scale_target:Annotated[int, typer.Option('--scale-target', min=1, metavar='N', help='kserve: of the metric, for each replica')]=8,
     scale_metric:Annotated[str, typer.Option('--scale-metric', metavar='NAME', help='kserve: concurrency, rps, cpu or memory')]='concurrency',
-    cpu:Annotated[str, typer.Option('--cpu', metavar='AMOUNT', help='kserve')]='1',
-    memory:Annotated[str, typer.Option('--memory', metavar='AMOUNT', help='kserve')]='1Gi',
+    cpu:Annotated[str, typer.Option('--cpu', metavar='AMOUNT', help='kserve: processors of a replica, 500m or 2')]='1',
+    memory:Annotated[str, typer.Option('--memory', metavar='AMOUNT', help='kserve: its memory, 512Mi or 2Gi')]='1Gi',
     env:Env=None,
     as_json:Json=False,
 ):
@@ -841,6 +841,16 @@ def doctor(env:Env=None, as_json:Json=False):
     if as_json: print_json(dict(status='wrong' if sick else 'ok', checks=[vars(o) for o in found]))
     else: console().print(findings_table(found))
     if sick: raise typer.Exit(1)
+
+# %% ../nbs/api/21_cli.ipynb #476c18d9
+def in_groups(app):
+    "Let the help of an app tell its commands in the groups of the reference"
+    from mlops_nb.reference import group_of, rank
+    def name(o): return o.name or o.callback.__name__
+    for o in (*app.registered_commands, *app.registered_groups): o.rich_help_panel = group_of(name(o)) or 'More'
+    app.registered_commands.sort(key=lambda o: rank(name(o)))
+
+in_groups(app)
 
 # %% ../nbs/api/21_cli.ipynb #5d9ef32e
 def tell_error(e:MlopsError, as_json:bool):
