@@ -23,7 +23,9 @@ def params_line(row:dict, most:int=6)->str:
     return ' '.join([f'{k}={v}' for k,v in told[:most]] + ([f'and {len(told)-most} more'] if len(told) > most else []))
 
 # %% ../nbs/api/11i_drawing.ipynb #c1f11008
-def stage_name(row:dict)->str: return f"{row['pipeline']}/{row['stage']}"
+def stage_name(row:dict)->str:
+    "A stage with its pipeline: `flights/04_train`"
+    return f"{row['pipeline']}/{row['stage']}"
 
 # %% ../nbs/api/11i_drawing.ipynb #967c9395
 def work_line(row:dict, when=ago)->str:

@@ -40,7 +40,9 @@ def file_name(
     return '-'.join(filter(None, [plain, digest_bytes(study.encode())[:8]]))
 
 # %% ../nbs/api/10f_report.ipynb #b190a717
-def report_folder(settings)->Path: return settings.state/'reports'/'studies'
+def report_folder(settings)->Path:
+    "Where the pages of studies are"
+    return settings.state/'reports'/'studies'
 
 # %% ../nbs/api/10f_report.ipynb #8519ca8d
 def report_notebook(settings, name:str='study.ipynb')->Path:

@@ -381,7 +381,9 @@ def unpack_texts(data:bytes, n:int)->list:
         at += 4+size
     return found
 
-def pack_texts(texts:list)->bytes: return b''.join(len(o).to_bytes(4, 'little') + o for o in (str(o).encode() for o in texts))
+def pack_texts(texts:list)->bytes:
+    "Texts as the protocol packs them: each with its length before it"
+    return b''.join(len(o).to_bytes(4, 'little') + o for o in (str(o).encode() for o in texts))
 
 # %% ../nbs/api/15_request.ipynb #68a0bcf1
 def _need(ok, what): # what: a text, or a function that makes it

@@ -490,7 +490,9 @@ def welcome(o:Service, told:dict, url:str, where:str)->list: # lines
         f"  Predictions are logged in {os.path.relpath(o.predictions)}" if o.predictions else '  Predictions are not logged: predictions = none', '',
         f"Try it:  {curl}", f"Or here: {url}/{'' if where else f'?token={o.token}'}", '' if where else 'The token is new, and shown only here. MLOPS_TOKEN sets one that stays.', 'Ctrl-C ends it.']
 
-def to_stderr(*text): print(*text, file=sys.stderr, flush=True)
+def to_stderr(*text):
+    "Say it where it is in nobody's way"
+    print(*text, file=sys.stderr, flush=True)
 
 # %% ../nbs/api/15e_serve.ipynb #25adfcb9
 def check_installed():

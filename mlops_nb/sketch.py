@@ -234,5 +234,9 @@ def json_tally(o:dict)->Tally:
     else: counts[:] = o['counts']
     return Tally(counts, **{k: v for k,v in o.items() if k not in ('width','counts')})
 
-def bins_json(b:Bins)->dict: return {k: v for k,v in dict(kind=b.kind, edges=b.edges, words=b.words, whole=b.whole).items() if v is not None}
-def json_bins(o:dict)->Bins: return Bins(**o)
+def bins_json(b:Bins)->dict:
+    "Bins as JSON"
+    return {k: v for k,v in dict(kind=b.kind, edges=b.edges, words=b.words, whole=b.whole).items() if v is not None}
+def json_bins(o:dict)->Bins:
+    "Bins from JSON"
+    return Bins(**o)

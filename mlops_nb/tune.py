@@ -300,7 +300,9 @@ def unusable(t:Tuning, trial, why:str):
         remedy="name a metric that is recorded, or add record(...) to the notebook")
 
 # %% ../nbs/api/10d_tune.ipynb #bc85c9ba
-def over(t:Tuning, run:ActiveRun)->bool: return not run.pending and not any(o is run for o,_ in t.sch.flying.values())
+def over(t:Tuning, run:ActiveRun)->bool:
+    "Has a trial come to its end?"
+    return not run.pending and not any(o is run for o,_ in t.sch.flying.values())
 
 def drive_study(t:Tuning):
     "Until the study is done"
