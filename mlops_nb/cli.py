@@ -9,7 +9,7 @@ __all__ = ['app', 'Env', 'Json', 'Params', 'ParamsFile', 'Pairs', 'PipelineName'
            'track', 'plan', 'check_study', 'runs', 'show', 'logs', 'diff', 'pin_runs', 'gc', 'reproduce', 'register',
            'models', 'lineage', 'put_lineage', 'schema_infer', 'tell_promotion', 'promote', 'rollback', 'audit', 'card',
            'serve', 'predict', 'export', 'tell_happening', 'tell_preview', 'watch', 'fire', 'triggers', 'replay',
-           'labels', 'alerts', 'monitor', 'findings_table', 'doctor', 'in_groups', 'tell_error', 'main']
+           'labels', 'alerts', 'monitor', 'findings_table', 'doctor', 'docs', 'in_groups', 'tell_error', 'main']
 
 # %% ../nbs/api/21_cli.ipynb #27cabaaf
 import json, os, signal, sys
@@ -841,6 +841,25 @@ def doctor(env:Env=None, as_json:Json=False):
     if as_json: print_json(dict(status='wrong' if sick else 'ok', checks=[vars(o) for o in found]))
     else: console().print(findings_table(found))
     if sick: raise typer.Exit(1)
+
+# %% ../nbs/api/21_cli.ipynb #f9a32671
+@app.command()
+def docs(
+    out:Annotated[Optional[str], typer.Option('--out', metavar='FOLDER', help='where it goes; default: .mlops/site/html', show_default=False)]=None,
+    execute:Annotated[bool, typer.Option('--execute', help='run the pipelines first: what is not up to date')]=False,
+    open_it:Annotated[bool, typer.Option('--open', help='show it in a browser')]=False,
+    env:Env=None, as_json:Json=False,
+):
+    "Build the site of the project: notebooks, reference, and what is recorded."
+    from mlops_nb.show import console
+    from mlops_nb.site import build_project, site_progress
+    settings = settings_of(env)
+    with site_progress(console(stderr=True)) as told: page = build_project(settings, app, out, execute, told)
+    if as_json: print_json(dict(page=str(page)))
+    else: print(f"The site: {os.path.relpath(page)}\nIt needs no server: open that file, or mlops-nb docs --open")
+    if open_it:
+        import webbrowser
+        webbrowser.open(page.as_uri())
 
 # %% ../nbs/api/21_cli.ipynb #476c18d9
 def in_groups(app):

@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['lab', 'shelves', 'many', 'conf', 'sources', 'Site', 'open_site', 'committed', 'origin_of', 'toctree', 'text_of',
            'put_files', 'run_sphinx', 'remove_stale', 'without_code', 'dead_ends', 'leads_somewhere', 'site_folder',
-           'check_parts', 'replace_folder', 'gather', 'build']
+           'check_parts', 'replace_folder', 'gather', 'build', 'build_project', 'step_of', 'site_progress']
 
 # %% ../nbs/api/20f_site.ipynb #2f1d1c51
 import json, os, re, subprocess, sys, tempfile
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from html import escape, unescape
 from pathlib import Path
 from urllib.parse import unquote
 from .config import load_settings, nbdev_paths, read_pyproject
 from .core import ConfigError, StageError, atomic_write
-from .look import script, sphinx_settings, style
-from .page import Page, as_markdown, exported_to, processed, symbols_of, title_of
+from .look import glance, script, sphinx_settings, style
+from .page import Page, as_markdown, below_title, exported_to, processed, symbols_of, title_of
+from .pipeline import pipeline_names
 from .records import patch
+from .run import run as run_pipeline
 from .report import outside_requests
 
 # %% ../nbs/api/20f_site.ipynb #db64d932
@@ -167,6 +169,13 @@ def append(self:Site, doc:str, text:str):
     else: self.pages[file]['cells'].append(dict(cell_type='markdown', id=f"c{len(self.pages[file]['cells'])}", metadata={}, source=text))
 
 @patch
+def below(self:Site, doc:str, text:str):
+    "Put something below a page's title"
+    file = self.file_of(doc)
+    if file.endswith('.md'): self.pages[file] = below_title([dict(cell_type='markdown', source=self.pages[file])], self.name, text)[0]['source']
+    else: self.pages[file]['cells'] = [o | dict(id=f'c{i}') for i,o in enumerate(below_title(self.pages[file]['cells'], self.name, text))]
+
+@patch
 def shelve(self:Site):
     "Put all pages into the margin"
     known = [o for folders in shelves.values() for o in folders]
@@ -301,6 +310,7 @@ def gather(
     for doc,text in texts.items(): site.add_text(doc, text)
     if 'index' not in site.titles: site.add_text('index', f'# {site.name}\n')
     for o in sorted({k.partition('/')[0] for k in site.all_pages() if '/' in k}): site.list_folder(o, 'The library' if o == 'api' else o.capitalize())
+    if picture := glance(settings): site.below('index', picture)
     site.shelve()
     return site
 
@@ -329,3 +339,36 @@ def build(
         if dead := dead_ends(built): raise StageError("the site has links that lead nowhere:\n" + '\n'.join(f'  {page}: {to}' for page,to in dead[:20]), where=str(built), remedy="correct the notebooks that these pages are made of")
         replace_folder(built, dest)
     return dest/'index.html'
+
+# %% ../nbs/api/20f_site.ipynb #422f29d4
+def build_project(
+    settings,
+    app=None, # the commands, a Typer app
+    dest=None, # as in `build`
+    execute:bool=False, # run the pipelines first
+    told=lambda line: None, # hears what is being done
+)->Path: # its first page
+    "Build the site of a project, with its reference and what is recorded"
+    from mlops_nb.living import latest_executed, living_pages
+    from mlops_nb.reference import command_pages, settings_page
+    check_parts()
+    for o in pipeline_names(settings) if execute else ():
+        told(f'running {o}')
+        [r] = run_pipeline(settings, o, command=f'mlops-nb run {o}')
+        if r.status != 'completed': raise StageError(f"the pipeline {o} did not complete", where=str(settings.nbs), remedy=f"see what happened: mlops-nb show {r.run}")
+    more = living_pages(settings) | settings_page() | (command_pages(app) if app else {})
+    log = settings.root/'CHANGELOG.md'
+    if log.is_file(): more['changelog.md'] = log.read_text('utf-8')
+    return build(settings, dest, more, lambda p, s: latest_executed(settings, p, s), told)
+
+# %% ../nbs/api/20f_site.ipynb #f5dcad18
+def step_of(line:str)->str: # '': nobody needs to know
+    "What a line of Sphinx's tells of"
+    found = re.match(r'(reading sources|writing output|copying images)\.\.\. \[ *(\d+%)\]', line)
+    return f'{found[1]} {found[2]}' if found else line if line.startswith('running ') else ''
+
+@contextmanager
+def site_progress(out):
+    "In the block, people see how far the site is; `out` is a console"
+    with out.status('reading notebooks') if out.is_terminal else nullcontext() as status:
+        yield lambda line: status.update(step) if status and (step := step_of(line)) else None
