@@ -27,7 +27,7 @@ empty :=
 space := $(empty) $(empty)
 project = .[$(subst $(space),$(comma),$(strip $(EXTRAS)))]
 
-.PHONY: help demo test lab export hooks lock upgrade dist clean distclean venv install
+.PHONY: help demo test docs lab export hooks lock upgrade dist clean distclean venv install
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -40,6 +40,9 @@ demo: venv ## Run the example pipeline
 test: venv ## Test the lessons of the notebooks, then run tests/
 	$(NBDEV_TEST)
 	$(BIN)/python -m pytest
+
+docs: venv ## Build the site of the notebooks, with what was run (ARGS=--open)
+	$(BIN)/mlops-nb docs $(ARGS)
 
 lab: venv ## Open JupyterLab (ARGS=...); notebooks are cleaned as they are saved
 	$(BIN)/jupyter lab --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter $(ARGS)

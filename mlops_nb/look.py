@@ -20,6 +20,7 @@ def slug(title:str)->str:
 
 # %% ../nbs/api/20e_look.ipynb #4511da51
 style = '''
+.content { width: min(100%, 58rem); }
 h1 + blockquote { border: 0; background: none; padding: 0; margin: -.4rem 0 1.2rem; font-size: 1.12rem; font-style: normal; color: var(--color-foreground-secondary); }
 .about-page { font-size: var(--font-size--small); color: var(--color-foreground-secondary); margin: 0 0 1.6rem; }
 .about-page a { text-decoration: underline; text-underline-offset: .2em; }
@@ -33,7 +34,9 @@ div.cell_output table { font-size: var(--font-size--small); border-collapse: col
 div.cell_output table :is(th, td) { padding: .25rem .7rem; text-align: right; border: 0; border-bottom: 1px solid var(--color-foreground-border); }
 div.cell_output table :is(tbody, thead) tr { background: none; }
 div.cell_output table th { font-weight: 600; }
-details.hide summary { color: var(--color-foreground-secondary); font-size: var(--font-size--small); }
+div.cell details.hide, div.cell details.hide > summary { background: none; border: 0; margin: 0; padding: 0; opacity: 1; }
+div.cell details.hide > summary { color: var(--color-foreground-secondary); font-size: var(--font-size--small); padding: .1rem 0; border: 0; }
+div.cell details.hide > summary > span { color: var(--color-foreground-secondary); }
 div.cell_output img, .about-run img { max-width: 100%; height: auto; }
 svg.graph { max-width: none; }
 .glance { display: grid; grid-template-columns: 1fr; gap: .2rem 1.6rem; margin: 1.2rem 0 1.8rem; padding: .4rem 1.1rem .6rem; border: 1px solid var(--color-foreground-border); border-radius: .6rem; }
@@ -72,7 +75,7 @@ def sphinx_settings(
     options = dict(navigation_with_keys=True, light_css_variables=colors['light'], dark_css_variables=colors['dark'])
     return dict(project=name, version=version, release=version, html_title=name, html_theme='furo', html_theme_options=options, html_static_path=['_static'], html_css_files=['site.css'], html_js_files=['site.js'],
         extensions=['myst_nb','sphinx_copybutton'], exclude_patterns=['_static'], html_show_sourcelink=False, html_copy_source=False, html_show_copyright=False, html_last_updated_fmt=None, highlight_language='none',
-        nb_execution_mode='off', nb_merge_streams=True, nb_ipywidgets_js={}, myst_enable_extensions=['colon_fence'], myst_heading_anchors=6, myst_heading_slug_func='mlops_nb.look.slug',
+        nb_execution_mode='off', nb_merge_streams=True, nb_ipywidgets_js={}, nb_code_prompt_show='source', nb_code_prompt_hide='source', myst_enable_extensions=['colon_fence'], myst_heading_anchors=6, myst_heading_slug_func='mlops_nb.look.slug',
         copybutton_prompt_text=r'\$ |>>> ', copybutton_prompt_is_regexp=True, copybutton_exclude='.linenos, .gp', suppress_warnings=quiet, language='en')
 
 # %% ../nbs/api/20e_look.ipynb #bfe29c0a

@@ -122,7 +122,7 @@ requires-python = "{theirs['requires-python']}"
 dependencies = {rows(needs)}
 
 [project.optional-dependencies]
-''' + ''.join(f'{o} = {json.dumps(extras[o])}\n' for o in ('lab', 'dev')) + '\n'
+''' + ''.join(f'{o} = {json.dumps(extras[o])}\n' for o in ('docs', 'lab', 'dev')) + '\n'
 
 # %% ../nbs/api/09a_new.ipynb #6051c911
 def new_pyproject(text:str, name:str, library:str)->str:
@@ -143,7 +143,7 @@ def renamed(
     "The text of a file with the names changed"
     text = text.replace('mlops_nb.starter', f'{package}.starter')
     if path != 'Makefile': return text
-    for k,v in dict(PACKAGE=package, PIPELINE='starter', REPLAY='', EXTRAS='lab dev').items():
+    for k,v in dict(PACKAGE=package, PIPELINE='starter', REPLAY='', EXTRAS='docs lab dev').items():
         text,n = re.subn(rf'(?m)^({k}\s*=\s*).*$', rf'\g<1>{v}', text)
         if n != 1: raise ConfigError(f'the Makefile has {n} lines that set {k}, not one', where='Makefile', remedy='set it once, at the top')
     return text
@@ -164,7 +164,7 @@ Both make the virtual environment `.venv` first. Python 3.11 and make are all th
     make demo    # run the pipeline, and show each stage's result; a second time, what has not changed is not done again
     make test    # run the lessons in the notebooks, and tests/
 
-`make` alone lists the rest. `make lab` opens JupyterLab.
+`make` alone lists the rest. `make docs` builds the site of these notebooks, with what was run; `make lab` opens JupyterLab.
 
 ## What next
 

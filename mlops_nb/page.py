@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['hides', 'foreign', 'processed', 'exported_to', 'is_export', 'defined', 'Place', 'symbols_of', 'link_to', 'linked',
-           'signature', 'heading', 'cell_of', 'only_imports', 'Page', 'quiet_output', 'plain', 'title_of',
-           'below_title', 'as_markdown']
+           'signature', 'heading', 'cell_of', 'imports', 'Page', 'quiet_output', 'plain', 'title_of', 'below_title',
+           'as_markdown']
 
 # %% ../nbs/api/20_page.ipynb #fcf06f74
 import importlib, json, os, re
@@ -22,10 +22,10 @@ def processed(path:Path):
     "A notebook as nbdev prepares it for readers; each cell knows its directives"
     from fastcore.nbio import read_nb
     from nbdev.process import NBProcessor
-    from nbdev.processors import clean_magics, filter_stream_, hide_, hide_line, populate_language, rm_header_dash, strip_ansi
+    from nbdev.processors import filter_stream_, hide_, hide_line, populate_language, rm_header_dash, strip_ansi
     try: nb = read_nb(path)
     except (OSError, ValueError) as e: raise NotebookError(f"this is no notebook: {e}", where=str(path), remedy="open it in JupyterLab, and save it") from e
-    proc = NBProcessor(nb=nb, procs=[populate_language, strip_ansi, hide_line, filter_stream_, rm_header_dash, clean_magics, hide_])
+    proc = NBProcessor(nb=nb, procs=[populate_language, strip_ansi, hide_line, filter_stream_, rm_header_dash, hide_])
     proc.process()
     return proc.nb
 
@@ -91,10 +91,11 @@ def linked(
 _types_of_defaults = re.compile(r':(?:NoneType|function|type|builtin_function_or_method)=') # that nobody wrote
 def signature(place:Place)->str: # Markdown; '': its module can't be imported
     "What `show_doc` says of a name, below its heading"
+    from fastcore.docments import MarkdownRenderer
     from nbdev.showdoc import show_doc
-    try: text = show_doc(reduce(getattr, place.name.split('.'), importlib.import_module(place.module)))._repr_markdown_()
+    try: said = show_doc(reduce(getattr, place.name.split('.'), importlib.import_module(place.module)), renderer=MarkdownRenderer)
     except Exception: return ''
-    return _types_of_defaults.sub('=', text[text.index('```python'):])
+    return _types_of_defaults.sub('=', said._repr_markdown_())
 
 def heading(name:str, level:int)->str: # MyST
     "The heading of a name"
@@ -106,10 +107,10 @@ def cell_of(kind:str, source:str, *tags, outputs=()):
     code = dict(outputs=list(outputs), execution_count=None) if kind == 'code' else {}
     return dict(cell_type=kind, source=source, metadata=dict(tags=list(tags)) if tags else {}) | code
 
-def only_imports(cell)->bool:
-    "Does a cell do nothing but import?"
+def imports(cell)->list: # of booleans, for each statement
+    "Which statements of a cell import something"
     import ast
-    return all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in cell.parsed_() or ())
+    return [isinstance(o, (ast.Import, ast.ImportFrom)) for o in cell.parsed_() or ()]
 
 # %% ../nbs/api/20_page.ipynb #97d12ed7
 @dataclass
@@ -136,20 +137,22 @@ def prose(self:Page, text:str)->list: # of cells
 def documented(self:Page, cell)->list: # of cells
     "What an exported cell defines"
     names = defined(cell)
-    if not names: return [] if only_imports(cell) else [cell_of('code', cell.source.strip())]
+    if not names: return [] if all(imports(cell)) else [cell_of('code', cell.source.strip(), *(['hide-input'] if any(imports(cell)) else []))]
     told = [(n, signature(self.symbols[f'{self.module}.{n}'])) for n in names]
     text = '\n\n'.join(f'{heading(n, min(self.level, 3)+1)}\n\n{s}'.rstrip() for n,s in told)
     return [cell_of('markdown', text), cell_of('code', cell.source.strip(), *(['hide-input'] if all(s for _,s in told) else []))]
 
 # %% ../nbs/api/20_page.ipynb #14fc278a
+_housekeeping = re.compile(r'(?m)^\s*%(?:load_ext|autoreload|reload_ext|matplotlib|config)\b.*\n?')
 hides = dict(echo='remove-input', output='remove-output', include='remove-cell')
 
 @patch
 def coded(self:Page, cell)->list: # of cells
     "A cell of code, as it is"
-    if not cell.source.strip(): return []
+    source = _housekeeping.sub('', cell.source).strip()
+    if not source or 'injected-parameters' in cell.metadata.get('tags', ()): return []
     off = [tag for k,tag in hides.items() if cell.directives_.get(f'{k}:', cell.directives_.get(k, '')).strip().lower() == 'false']
-    return [cell_of('code', cell.source.strip(), *off, outputs=cell.get('outputs', ()))]
+    return [cell_of('code', source, *off, outputs=cell.get('outputs', ()))]
 
 @patch
 def cells(self:Page)->list: # nbformat 4

@@ -76,7 +76,7 @@ def origin_of(
 def about(self:Site, doc:str, origin:str='')->str: # HTML
     "The line below a page's title"
     path = self.files[doc].relative_to(self.settings.root).as_posix()
-    has_outputs = any(c.get('outputs') for c in self.notebooks[doc].cells) and not exported_to(self.notebooks[doc])
+    has_outputs = doc != 'index' and any(c.get('outputs') for c in self.notebooks[doc].cells) and not exported_to(self.notebooks[doc])
     origin = origin or (f'Outputs as committed on {day}' if has_outputs and (day := committed(self.files[doc])) else '')
     open_it = f'<a class="lab" href="{escape(lab + path)}" title="{escape(path)}; it is there while `make lab` runs">Open in JupyterLab</a>'
     return f'<p class="about-page">{" · ".join(o for o in (open_it, origin) if o)}</p>'
