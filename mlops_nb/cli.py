@@ -82,7 +82,7 @@ def new(
     "Make a project with a working pipeline."
     from mlops_nb.new import new_project
     path = new_project(name, library=library)
-    print(f"{path} is ready. Next:\n  cd {os.path.relpath(path)}\n  make demo")
+    print(f"{path.name} is ready. Next:\n  cd {os.path.relpath(path)}\n  make demo")
 
 # %% ../nbs/api/21_cli.ipynb #0ca08e74
 @app.command()
