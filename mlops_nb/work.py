@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['readable', 'secret_values', 'looks_whole', 'parquet_whole', 'json_whole', 'gzip_whole', 'save_call', 'check_output',
-           'secret_in', 'check_no_secret', 'Work', 'input_artifacts', 'paths', 'write_prepared', 'leave', 'input_rows',
-           'differing', 'write_earlier', 'start_work', 'keep_origin', 'keep_notebook', 'check_inputs', 'check_code',
-           'store_outputs', 'error_of', 'source_cell', 'recorded', 'keep_failing', 'gather', 'end_work', 'give_up',
-           'is_known', 'set_aside', 'publish']
+           'secret_in', 'check_no_secret', 'Work', 'input_artifacts', 'paths', 'injected', 'write_prepared', 'leave',
+           'input_rows', 'differing', 'write_earlier', 'start_work', 'keep_origin', 'keep_notebook', 'check_inputs',
+           'check_code', 'store_outputs', 'error_of', 'source_cell', 'recorded', 'keep_failing', 'gather', 'end_work',
+           'give_up', 'is_known', 'set_aside', 'publish']
 
 # %% ../nbs/api/08a_work.ipynb #b8492dfc
 import json, os, shutil, time, zipfile
@@ -179,16 +179,21 @@ def paths(work:Work)->dict: # {parameter: path}
     sources = {k: o.local for k,o in work.planner.sources[work.stage.name].items()}
     return {**sources, **store, **{k: str(work.out(k)) for k in work.stage.outs}}
 
+# %% ../nbs/api/08a_work.ipynb #89e16a6d
+def injected(work:Work)->str: 
+    "The source of the cell that is injected; '' where nothing has to be said"
+    plain = {k: v for k,v in work.stage.changed.items() if k not in work.stage.of_type(*path_types,'Secret')}
+    return injected_source({**paths(work), **plain}, work.secrets)
+
 # %% ../nbs/api/08a_work.ipynb #79f96087
 def write_prepared(work:Work)->Path:
     "Write the notebook that will be executed, with its parameters injected"
-    plain = {k: v for k,v in work.stage.changed.items() if k not in work.stage.of_type(*path_types,'Secret')}
     dest = work.folder/f'{work.stage.name}.ipynb'
     with writing(dest, 'the temporary folder'):
         work.folder.mkdir(parents=True, exist_ok=True)
         work.lock = hold(work.folder)
         for k in work.stage.outs: work.out(k).parent.mkdir(parents=True, exist_ok=True)
-        dest.write_text(json.dumps(let_gates_fail(inject(work.stage.nb, injected_source({**paths(work), **plain}, work.secrets)))), 'utf-8') # needn't outlive this process
+        dest.write_text(json.dumps(let_gates_fail(inject(work.stage.nb, injected(work)))), 'utf-8') # needn't outlive this process
     return dest
 
 # %% ../nbs/api/08a_work.ipynb #639ff3d7
@@ -295,7 +300,7 @@ def error_of(e:Exception)->dict:
 def source_cell(work:Work, n:int)->int:
     "The number in the source of cell `n` of the executed notebook"
     at = next((o.index for o in work.stage.nb.cells if 'parameters' in o.tags), 0)
-    return n if n <= at else max(n-1, 1)
+    return n if n <= at or not injected(work) else max(n-1, 1)
 
 # %% ../nbs/api/08a_work.ipynb #3b34caa0
 def recorded(work:Work)->dict: # metrics: {name: number}, steps: {name: [[step, number]]}, gates: [outcome]
