@@ -253,8 +253,8 @@ def names(self:Layout)->list: # of SVG
         return f'<text class="thing" x="{x:g}" y="{y:g}"><title>{escape(tip)}</title>{escape(shortened(t.name))}</text>'
     return [name(i, t) for i,t in enumerate(self.flow.things) if t.maker or t.readers]
 
-# %% ../nbs/api/11l_graph.ipynb #4422e7cf
-flow_style = colors('flow') + """.flow{max-width:none}.flow text{font:11px system-ui,-apple-system,"Segoe UI",sans-serif;fill:var(--soft)}.flow .name{font-size:13.5px;font-weight:600;fill:var(--ink)}.flow .thing{text-anchor:middle;fill:var(--ink);stroke:var(--paper);stroke-width:3;paint-order:stroke;stroke-linejoin:round}
+# %% ../nbs/api/11l_graph.ipynb #98f0e3c6
+flow_style = colors('flow') + """.flow{max-width:none}.flow a{text-decoration:none}.flow text{font:11px system-ui,-apple-system,"Segoe UI",sans-serif;fill:var(--soft)}.flow .name{font-size:13.5px;font-weight:600;fill:var(--ink)}.flow .thing{text-anchor:middle;fill:var(--ink);stroke:var(--paper);stroke-width:3;paint-order:stroke;stroke-linejoin:round}
 .flow rect{fill:var(--tint);stroke:var(--line)}.flow a rect{stroke:var(--work)}.flow a:hover rect,.flow a:focus-visible rect{stroke-width:3}.flow a:focus-visible{outline:none}.flow path{fill:none;stroke:var(--line);stroke-width:1.4}.flow .tip{fill:var(--line);stroke:none}.flow g:hover>path{stroke:var(--work);stroke-width:2.4}
 .flow circle{fill:#9a9a9a}.flow .completed{fill:#2da44e}.flow .cached{fill:#4184e4}.flow .failed{fill:#e5534b}.flow .stopped,.flow .skipped,.flow .pruned{fill:#c69026}"""
 def flow_picture(

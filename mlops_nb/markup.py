@@ -10,12 +10,12 @@ import re
 from html import escape
 from .config import hidden_values, mask_url
 
-# %% ../nbs/api/11k_markup.ipynb #da401317
+# %% ../nbs/api/11k_markup.ipynb #d1cc10c1
 class Html(str): "Text that is markup, and meant as such"
 
 def safe(v)->Html: 
     "Anything as HTML that shows it"
-    return v if isinstance(v, Html) else Html(escape(mask_url('' if v is None else v)).replace('`', '&#96;'))
+    return v if isinstance(v, Html) else Html(escape(mask_url('' if v is None else v)))
 
 # %% ../nbs/api/11k_markup.ipynb #66662aa1
 def tag(
@@ -31,15 +31,19 @@ def joined(parts, by=', ')->Html:
     "Some pieces in a row"
     return Html(safe(by).join(safe(o) for o in parts if o not in (None, '')))
 
-# %% ../nbs/api/11k_markup.ipynb #ab88f9a6
+# %% ../nbs/api/11k_markup.ipynb #7d637ff2
 def html_table(
     head:list, # of the columns
     rows:list, # of lists of cells
     right=(), # columns of numbers
+    whole=(), # columns that don't wrap
+    wide=(), # columns of sentences
 )->Html: # '' where there are no rows
     "A table"
     if not rows: return Html('')
-    def cells(kind, row, **attrs): return Html(''.join(tag(kind, o, style='text-align:right' if k in right else None, **attrs) for k,o in zip(head, row)))
+    def style(k): return 'vertical-align:top;padding:.25rem .5rem;' + ('text-align:right;' if k in right else '') + ('white-space:nowrap' if {k} & {*right, *whole} else 'min-width:14rem' if k in wide else 'min-width:6rem')
+    styles = list(map(style, head))
+    def cells(kind, row, **attrs): return Html(''.join(tag(kind, o, style=s, **attrs) for o,s in zip(row, styles)))
     body = Html('\n'.join(tag('tr', cells('td', o)) for o in rows))
     return tag('div', tag('table', tag('thead', tag('tr', cells('th', head, scope='col'))), '\n', tag('tbody', body), class_='docutils'), class_='table-wrapper docutils container', style='overflow-x:auto')
 
@@ -55,10 +59,11 @@ def folded(head, *inner)->Html:
     "Something behind a line that opens it"
     return tag('details', tag('summary', head), *inner)
 
-# %% ../nbs/api/11k_markup.ipynb #cfbdffeb
+# %% ../nbs/api/11k_markup.ipynb #bbda2494
 def html_block(html:Html)->str:
     "HTML in a page of MyST Markdown"
-    return f'```{{raw}} html\n{html}\n```\n' if html else ''
+    inner = html.replace('`', '&#96;')
+    return f'```{{raw}} html\n{inner}\n```\n' if html else ''
 
 def plain(v)->str:
     "Anything as one line of Markdown that shows it"
