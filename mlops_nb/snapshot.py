@@ -447,7 +447,7 @@ class Memory:
         atomic_write(self.folder/key[:32], json.dumps([rung, why]))
 
 # %% ../nbs/api/04l_snapshot.ipynb #de427b90
-memory = Memory()
+memory = Memory() # of this process: the rung on which each notebook is started
 
 # %% ../nbs/api/04l_snapshot.ipynb #62988162
 def kernel_that_knows(
