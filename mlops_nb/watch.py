@@ -94,9 +94,10 @@ def see_model(self:Watcher, model:str):
     self.looked[model] = time.monotonic() + 19*(time.monotonic() - began)
 
 @patch
-def see_data(self:Watcher, ws)->list: 
-    "Data that came while an earlier firing waited was left alone, and is looked at when that is done"
-    return self.see_triggers(ws, [o for o in self.triggers if o.on == 'data'])
+def see_again(self:Watcher, ws)->list: 
+    "What a run may have changed: data that came while an earlier firing waited was left alone, and models may be judged by what it brought in"
+    self.looked.clear()
+    return self.see_triggers(ws, [o for o in self.triggers if o.on == 'data']) + self.see_models(ws)
 
 @patch
 def see_triggers(self:Watcher, ws, triggers:list)->list: # of new rows
@@ -145,7 +146,7 @@ def watch_once(
         try:
             ids = [o['id'] for o in w.see(mine)]
             while done := run_waiting(settings, mine, w.triggers, w.clock, w.tell):
-                ids += done + [o['id'] for o in w.see_data(mine)]
+                ids += done + [o['id'] for o in w.see_again(mine)]
         except (KeyboardInterrupt, Stopped): raise Stopped("the watch was stopped", remedy="the next one carries on: mlops-nb watch") from None
         return [firing(mine, o) for o in dict.fromkeys(ids)]
 
