@@ -187,7 +187,7 @@ def asked_before(world:World)->set: # of ids
 def ask_all(self:Server, 
     name:str, # of the rows, for the ids of the requests
     table, # Arrow table of the model's columns, and key
-    size:int=5000, # rows of a request
+    size:int=50_000, # rows of a request
 )->int: # rows that weren't asked about before
     "Ask about each row, once"
     before,n = asked_before(self.world), 0
