@@ -136,4 +136,6 @@ def studies_ui(
             server.serve_forever(poll_interval=.1)
         except KeyboardInterrupt: pass
 
-def is_local(host:str)->bool: return host in ('localhost', '::1') or host.startswith('127.')
+def is_local(host:str)->bool:
+    "Does this address reach this machine alone?"
+    return host in ('localhost', '::1') or host.startswith('127.')

@@ -204,7 +204,9 @@ def fire(
     return there
 
 # %% ../nbs/api/17a_fire.ipynb #41d12389
-def by_hand(row:dict)->bool: return 'by' in row['data']
+def by_hand(row:dict)->bool:
+    "Did a person fire it?"
+    return 'by' in row['data']
 
 def held_back(t:Trigger, row:dict, now:datetime)->str: # '' if it may begin
     "Why a firing waits, as far as clocks say"
@@ -319,7 +321,9 @@ def beside_before(ws, name:str, row:dict)->dict|None: # {metric, now, before, ol
     return dict(metric=metric, now=now, before=before, old=old['version'], better=bool(before > now if metric == 'auc' else abs(before) < abs(now)))
 
 # %% ../nbs/api/17a_fire.ipynb #3cc5caf2
-def reason_of(t:Trigger, row:dict)->str: return f"{row['why']} (trigger {t.name}, firing {row['id']})"
+def reason_of(t:Trigger, row:dict)->str:
+    "Why, for the audit"
+    return f"{row['why']} (trigger {t.name}, firing {row['id']})"
 
 _results = dict(promoted='promoted', rolled_back='rolled back', refused='kept', unchanged='kept', overtaken='kept') # {status of a promotion: what it comes to}
 
@@ -368,7 +372,9 @@ def said(row:dict, what:str, text:str, **more)->dict:
     "A happening"
     return dict(what=what, trigger=row['trigger'], firing=row['id'], text=text) | more
 
-def lost(row:dict)->dict: return said(row, 'left', "another watcher took us for dead, and has it")
+def lost(row:dict)->dict:
+    "The happening that a firing is somebody else's now"
+    return said(row, 'left', "another watcher took us for dead, and has it")
 
 def ended(ws, row:dict, status:str, outcome:dict, now:datetime)->dict:
     "A firing is done with"

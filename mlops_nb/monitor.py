@@ -49,7 +49,9 @@ def end_of(start:str)->datetime:
     if len(start) == 7: return (t + timedelta(days=32)).replace(day=1)
     return t + (timedelta(hours=1) if len(start) == 13 else timedelta(days=1))
 
-def named(t:datetime, span:str)->str: return f'{t:%Y-%m-%dT%H}'[:spans[span]] # the window that a moment is in
+def named(t:datetime, span:str)->str:
+    "The window that a moment is in"
+    return f'{t:%Y-%m-%dT%H}'[:spans[span]]
 
 def usual_windows(start:str, span:str, n:int=7)->list: # of beginnings, oldest first
     "The windows that one is compared with: the same hour of the days before, the days before, the months before"

@@ -299,7 +299,9 @@ def trained(world:World, stage:str)->set: # ids of firings
         return {o['id'] for o in firings(ws, limit=10**6) for r in o['data'].get('runs', ()) if any(s['stage'] == stage and s['status'] == 'completed' for s in ws.ledger.stage_runs(r))}
 
 # %% ../nbs/api/17c_replay.ipynb #aa075f5f
-def months_folder(world:World)->Path: return world.root/'months'
+def months_folder(world:World)->Path:
+    "Where it is noted which months are over"
+    return world.root/'months'
 
 def month_done(world:World, month:str)->dict|None:
     "What became of a month, if it is over"

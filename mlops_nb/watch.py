@@ -340,7 +340,9 @@ class Door:
         return '202 Accepted', dict(firing=row['id'], trigger=name, event=row['event'], status=row['status'])
 
 # %% ../nbs/api/17b_watch.ipynb #857d7735
-class Patient(Quiet): timeout = 30 # seconds that a caller may be silent
+class Patient(Quiet):
+    "Answers whoever calls, and waits for them a while"
+    timeout = 30 # seconds that a caller may be silent
 
 @contextmanager
 def answering(app, host:str, port:int):
