@@ -6,8 +6,9 @@
 __all__ = ['styles', 'whole', 'seconds', 'number', 'metrics_text', 'against_baseline', 'gate_text', 'from_cell', 'page',
            'console', 'table', 'styled', 'megabytes', 'bytes_text', 'result_table', 'plan_table', 'source_view',
            'failure_text', 'error_line', 'Lines', 'label', 'line_of', 'Bars', 'bar', 'Seldom', 'listener', 'ago',
-           'params_text', 'took', 'runs_table', 'stages_of', 'collected_text', 'firing_text', 'run_head', 'rung_text',
-           'show_run', 'output_text', 'source_numbers', 'log_text', 'executed_notebook', 'notebook_gone', 'stage_logs']
+           'moment', 'params_text', 'took', 'runs_table', 'stages_of', 'collected_text', 'firing_text', 'run_head',
+           'rung_text', 'show_run', 'output_text', 'source_numbers', 'log_text', 'executed_notebook', 'notebook_gone',
+           'stage_logs']
 
 # %% ../nbs/api/09b_show.ipynb #4f9bd8d9
 import math, os, sys, time
@@ -270,6 +271,11 @@ def ago(stamp:str)->str:
     for size,unit in ((86400,'day'),(3600,'hour'),(60,'minute')):
         if s >= size: return f"{int(s//size)} {unit}{'s' if s >= 2*size else ''} ago"
     return 'just now'
+
+# %% ../nbs/api/09b_show.ipynb #8efe0f6a
+def moment(stamp:str)->str: # '' for None
+    "A time of the ledger, for what lives long"
+    return f"{stamp[:16].replace('T',' ')} UTC" if stamp else ''
 
 # %% ../nbs/api/09b_show.ipynb #d49c2cab
 def params_text(params:dict)->str: 
