@@ -150,7 +150,7 @@ def again_html(run:dict)->Html:
     note = ' The project had changes that were not committed; the ledger has the code as it was.' if run['git_dirty'] else ''
     return Html(tag('h2', 'Again') + tag('p', f'In the project, with its ledger and store: the same once more, from what is on record, and whether the same comes out.{note}') + tag('pre', '\n'.join(lines[-1:] if run['git_dirty'] else lines)))
 
-# %% ../nbs/api/20d_account.ipynb #febc4e14
+# %% ../nbs/api/20d_account.ipynb #a5a16a65
 def report_folder(settings)->Path: 
     "Where reports of runs are"
     return settings.state/'reports'/'runs'
@@ -158,7 +158,7 @@ def report_folder(settings)->Path:
 def account(settings, ws, run:dict)->str: # HTML
     "The report of a run"
     rows = ws.ledger.stage_runs(run['id'])
-    flow = run_flow(run, rows, {o['stage']: f"#stage-{o['stage']}" for o in rows})
+    flow = run_flow(settings, run, rows, {o['stage']: f"#stage-{o['stage']}" for o in rows})
     parts = [tag('h1', f"Run {run['id']}"), tag('blockquote', tag('p', in_one_sentence(run, rows))), facts_table(head_facts(ws, run))]
     if rows: parts += [scrolled(flow_picture(flow)), figures_html(main_figures(rows)), tag('h2', 'Stages'), run_stages_html(rows, {o['stage']: f"#stage-{o['stage']}" for o in rows})]
     parts += [stage_html(settings, ws, o, r) for o,r in zip(rows, stages_of(rows))]

@@ -6,13 +6,14 @@
 __all__ = ['words', 'on_record', 'finished', 'notebook_of', 'public_path', 'behind', 'same_code', 'worker', 'executed_facts',
            'latest_executed', 'newest_ends', 'end_line', 'known_flow', 'scrolled', 'stages_html', 'parameters_html',
            'judged_by', 'runs_html', 'pipeline_page', 'pipeline_pages', 'causes_html', 'error_html', 'run_stages_html',
-           'sources_html', 'outputs_html', 'params_html', 'stage_pages', 'run_flow', 'main_output', 'head_facts',
-           'lineage_html', 'run_page', 'run_pages', 'living_pages']
+           'sources_html', 'outputs_html', 'params_html', 'stage_pages', 'with_planned', 'run_flow', 'main_output',
+           'head_facts', 'lineage_html', 'run_page', 'run_pages', 'living_pages']
 
-# %% ../nbs/api/20c_living.ipynb #43426443
+# %% ../nbs/api/20c_living.ipynb #58e1df32
 import json, os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape as escape_glob
+from graphlib import CycleError
 from pathlib import Path
 from .content import Artifact
 from .core import MlopsError, NotebookError, digest_path, short
@@ -21,7 +22,7 @@ from .diff import shown_path
 from .drawing import picture
 from .config import mask_url
 from .fire import firing_facts, firing_of_run
-from .graph import Flow, flow_of, flow_of_rows, flow_picture, purpose
+from .graph import Flow, flow_of, flow_of_rows, flow_picture, levels_of, purpose
 from .lineage import Lineage, Made, is_source, look_back, size_of, sources_of
 from .markup import Html, facts_table, folded, html_block, html_table, joined, masked, plain, safe, tag
 from .notebook import cell_text, read_notebook
@@ -187,7 +188,7 @@ def parameters_html(p)->Html:
     rows = [[tag('code', f'{s.short_name}.{k}'), str(o.type), default(o), o.comment] for s in p.stages.values() for k,o in s.params.items() if o.type.name not in path_types]
     return html_table(['parameter','type','default','what it is'], rows, whole=['parameter'], wide=['what it is'])
 
-# %% ../nbs/api/20c_living.ipynb #71935008
+# %% ../nbs/api/20c_living.ipynb #fdbadfca
 def judged_by(rows:list)->dict: # {name: number}; rows: stage runs, in order
     "The main figures of a run"
     metrics = next((o['metrics'] for o in reversed(rows) if o['metrics']), {})
@@ -202,8 +203,8 @@ def runs_html(
     "Runs as a table"
     def row(o):
         id = tag('a', o['id'], href=f"{to}{o['id']}.html") if o['id'] in pages else o['id']
-        return [id, o['pipeline'], words.get(o['status'], o['status']), moment(o['started']), took(o), params_text(o['params']), metrics_text(judged_by(ws.ledger.stage_runs(o['id'])), 3)]
-    return html_table(['run','pipeline','status','started','took','asked for','figures'], list(map(row, runs)), right=['took'], whole=['run','pipeline','status','started'])
+        return [joined([id, moment(o['started'])], Html('<br>')), o['pipeline'], joined([words.get(o['status'], o['status']), took(o)], Html('<br>')), params_text(o['params']), metrics_text(judged_by(ws.ledger.stage_runs(o['id'])), 3)]
+    return html_table(['run','pipeline','status','asked for','figures'], list(map(row, runs)), whole=['run','pipeline','status'])
 
 # %% ../nbs/api/20c_living.ipynb #7384744e
 def pipeline_page(
@@ -262,14 +263,28 @@ def params_html(rows:list)->Html:
     "The parameters of a run, by stage"
     return html_table(['stage','parameter','value'], [[o['stage'], k, tag('code', json.dumps(v))] for o in rows for k,v in (o['params'] or {}).items()], whole=['stage'])
 
-# %% ../nbs/api/20c_living.ipynb #1caab089
+# %% ../nbs/api/20c_living.ipynb #2fcb4723
 def stage_pages(settings, pipeline:str)->set:
     "The stages of a pipeline that have a page"
     return {o.stem for o in pipeline_folder(settings).glob(f'{escape_glob(pipeline)}/*.ipynb') if not o.name.startswith(('_','.'))}
 
-def run_flow(run:dict, rows:list, hrefs:dict)->Flow:
+def with_planned(flow:Flow, planned:Flow, rows:list)->Flow:
+    "A run to be drawn, and what its stages that didn't begin would have read"
+    idle = {o['stage'] for o in rows if not o['inputs']}
+    things = {(t.maker, t.name): t for t in flow.things}
+    for t in planned.things:
+        readers,has = tuple(o for o in t.readers if o in idle), things.get((t.maker, t.name))
+        if readers and t.maker in flow.boxes: things[t.maker, t.name] = has._replace(readers=tuple(dict.fromkeys((*has.readers, *readers)))) if has else t._replace(readers=readers)
+    more = Flow(flow.name, flow.boxes, list(things.values()))
+    try: levels_of(more)
+    except CycleError: return flow # the project isn't what it was
+    return more
+
+def run_flow(settings, run:dict, rows:list, hrefs:dict)->Flow:
     "A run, to be drawn"
     flow = flow_of_rows(run['pipeline'], rows)
+    if any(o['status'] in ('skipped','stopped') for o in rows):
+        with suppress(MlopsError): flow = with_planned(flow, flow_of(load_pipeline(settings, run['pipeline'])), rows)
     for o in rows:
         b,told = flow.boxes[o['stage']], {'completed': 'ran in', 'failed': 'failed after', 'pruned': 'pruned after'}.get(o['status'])
         b.state,b.href,b.line = o['status'], hrefs.get(o['stage'], ''), f"{told} {seconds(o['seconds'])}" if told and o['seconds'] else words.get(o['status'], o['status'])[2:]
@@ -293,14 +308,14 @@ def lineage_html(ws, rows:list)->Html:
     row,a = main_output(rows)
     return scrolled(picture(behind(ws, worker(ws, row), a), tall=12)) if row else Html('')
 
-# %% ../nbs/api/20c_living.ipynb #dedeeeb5
+# %% ../nbs/api/20c_living.ipynb #6faab05f
 def run_page(settings, ws, run:dict)->str: # MyST Markdown
     "The page of a run"
     rows = ws.ledger.stage_runs(run['id'])
     hrefs = {o: f"../pipelines/{run['pipeline']}/{o}.html" for o in stage_pages(settings, run['pipeline'])}
     gates = [(o['stage'], o['gates']) for o in rows if o['gates']]
     parts = [f"# Run {plain(run['id'])}", html_block(facts_table(head_facts(ws, run)))]
-    if rows: parts += [html_block(scrolled(flow_picture(run_flow(run, rows, hrefs)))), '## Its stages', html_block(run_stages_html(rows, hrefs))]
+    if rows: parts += [html_block(scrolled(flow_picture(run_flow(settings, run, rows, hrefs)))), '## Its stages', html_block(run_stages_html(rows, hrefs))]
     for stage,found in gates: parts += [f'## The gates of {plain(stage)}', html_block(gates_html(found))]
     for title,html in (('What it was asked', params_html(rows)), ('What it read from outside', sources_html(ws, rows)), ('What it wrote', outputs_html(ws, rows)), ('What that was made from', lineage_html(ws, rows))):
         if html: parts += [f'## {title}', html_block(html)]

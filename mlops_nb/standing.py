@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['chart_style', 'chart_w', 'chart_h', 'left', 'right', 'above', 'below', 'ticks', 'scaled', 'axes', 'chart',
            'is_number', 'keys', 'no_page', 'has_studies', 'study_facts', 'studies_on_record', 'best_so_far',
-           'study_charts', 'params_html', 'study_page', 'plain_shell', 'study_pages', 'toctree', 'models_on_record',
-           'gates_html', 'card_pages', 'versions_html', 'audit_html', 'model_page', 'model_pages', 'years_on_record',
-           'year_lines', 'year_told', 'year_pages']
+           'study_charts', 'params_html', 'study_page', 'plain_shell', 'study_report_pages', 'study_pages', 'toctree',
+           'models_on_record', 'gates_html', 'card_pages', 'versions_html', 'audit_html', 'model_page', 'model_pages',
+           'years_on_record', 'year_lines', 'year_told', 'year_pages']
 
-# %% ../nbs/api/17d_standing.ipynb #faa0b716
+# %% ../nbs/api/17d_standing.ipynb #0057bb69
 import json, math, re
 from importlib.util import find_spec
 from pathlib import Path
-from .card import card_folder
+from .card import card_folder, markdown_of
 from .core import MlopsError, short
 from .drawing import colors
 from .markup import Html, facts_table, folded, html_block, html_table, joined, plain, safe, tag
 from .promote import champions, evidence_text, history
 from .registry import Version
-from .report import file_name
+from .report import file_name, report_folder
 from .show import gate_text, metrics_text, moment, number, seconds
 
 # %% ../nbs/api/17d_standing.ipynb #361a28ea
@@ -50,12 +50,13 @@ def axes(steps:list, low:float, high:float, x, y)->list: # of SVG
     every = max(1, math.ceil(len(steps)/12))
     return rows + [f'<text x="{x(i)}" y="{chart_h-below+18}" text-anchor="middle">{safe(o)}</text>' for i,o in enumerate(steps) if i % every == 0]
 
-# %% ../nbs/api/17d_standing.ipynb #f31ee05f
+# %% ../nbs/api/17d_standing.ipynb #a90a2b2f
 def chart(
     steps:list, # their names
     lines:dict, # {name: [number or None for each step]}
     points:dict=None, # {name: [number or None for each step]} that are drawn as points
     label:str='', # what it shows, in words
+    unit:str='', # what the numbers are
 )->Html: # SVG; '' where there are no numbers
     "Lines and points over steps"
     points = points or {}
@@ -65,10 +66,11 @@ def chart(
     pad = (high-low)*.06 or abs(high)*.05 or 1
     low,high = low-pad,high+pad
     x,y = scaled(0, max(1, len(steps)-1), left+12, chart_w-right-12), scaled(low, high, chart_h-below, above)
-    drawn = axes(steps, low, high, x, y)
-    for k,(name,vs) in enumerate([*lines.items(), *points.items()]):
+    drawn = [*axes(steps, low, high, x, y), f'<text x="{chart_w-right}" y="16" text-anchor="end">{safe(unit)}</text>']
+    for k,(name,vs) in reversed([*enumerate([*lines.items(), *points.items()])]): # the first one lies on top
         at = [(x(i), y(v), steps[i], v) for i,v in enumerate(vs) if is_number(v)]
         if name in lines: drawn.append(f'<polyline class="s{k%5}" points="{" ".join(f"{a},{b}" for a,b,_,_ in at)}"/>')
+        if name in lines and len(steps) > 40: continue
         drawn += [f'<circle class="s{k%5}{"" if name in lines else " faint"}" cx="{a}" cy="{b}" r="3"><title>{safe(name)}, {safe(s)}: {safe(number(v))}</title></circle>' for a,b,s,v in at]
     return Html('\n'.join([f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {chart_w} {chart_h}" width="{chart_w}" height="{chart_h}" class="chart" role="img" aria-label="{safe(label)}"><title>{safe(label)}</title><style>{chart_style}</style>', *drawn, *keys([*lines, *points]), '</svg>']))
 
@@ -107,7 +109,7 @@ def studies_on_record(settings)->list: # of facts, the newest first
     with studies_of(settings) as storage: found = [study_facts(load_study(storage, o)) for o in study_names(storage)]
     return sorted(found, key=lambda o: (o['begun'], o['name']), reverse=True)
 
-# %% ../nbs/api/17d_standing.ipynb #6a8c2bc8
+# %% ../nbs/api/17d_standing.ipynb #1dfe198d
 def best_so_far(values:list, maximize:bool)->list:
     "The best of the values up to each"
     found,best = [],None
@@ -120,12 +122,15 @@ def study_charts(o:dict)->list: # of SVG
     "The values of a study, by trial"
     def values(metric): return [t['values'].get(metric) for t in o['trials']]
     steps = [str(t['number']) for t in o['trials']]
-    return [chart(steps, {f'best {m} so far': best_so_far(values(m), d == 'maximize')}, {'trials': values(m)}, f'{m} of each trial of {o["name"]}') for m,d in o['goals']]
+    return [chart(steps, {f'best {m} so far': best_so_far(values(m), d == 'maximize')}, {'trials': values(m)}, f'{m} of each trial of {o["name"]}', m) for m,d in o['goals']]
 
-# %% ../nbs/api/17d_standing.ipynb #390c45a6
+# %% ../nbs/api/17d_standing.ipynb #436312ad
 def params_html(params:dict)->str: return ' '.join(f'{k}={number(v) if isinstance(v, float) else v}' for k,v in params.items())
 
-def study_page(settings, o:dict)->str: # MyST Markdown
+def study_page(
+    o:dict, # facts of a study
+    told:bool=False, # has it a report?
+)->str: # MyST Markdown
     "The page of a study"
     def run(t): return t['run'] or ''
     goals = ', '.join(f'{d} {m}' for m,d in o['goals'])
@@ -134,7 +139,7 @@ def study_page(settings, o:dict)->str: # MyST Markdown
     name = 'best' if len(o['best']) == 1 else 'best trials, each in something'
     rows = [[t['number'], t['state'].lower(), metrics_text(t['values']) or t['reason'], params_html(t['params']), seconds(t['seconds'])] for t in o['trials'][:200]]
     every = folded(f"All {len(o['trials'])} trials" if len(rows) == len(o['trials']) else f"The first {len(rows)} of {len(o['trials'])} trials", html_table(['trial','state','value','parameters','took'], rows, right=['trial','took'], whole=['state']))
-    report = f"\nIts report, with what matters and what failed:\n\n```sh\nmlops-nb study {plain_shell(o['name'])} --report\n```\n"
+    report = f"\nIts report, with what matters and what failed:\n\n```sh\nmlops-nb study {plain_shell(o['name'])} --report\n```\n" if not told else f"\n[Its report]({file_name(o['name'])}/report.md) tells what matters and what failed.\n\n{toctree([file_name(o['name']) + '/report'])}"
     return f"# {plain(o['name'])}\n\n" + html_block(facts) + f'\n## Its {name}\n\n' * bool(o['best']) + html_block(best) + '\n## By trial\n\n' + '\n'.join(html_block(c) for c in study_charts(o)) + '\n' + html_block(every) + report
 
 def plain_shell(v)->str:
@@ -142,8 +147,20 @@ def plain_shell(v)->str:
     import shlex
     return shlex.quote(re.sub(r'[`\r\n]', ' ', str(v)))
 
-# %% ../nbs/api/17d_standing.ipynb #f75beb2a
-def study_pages(settings)->dict: # {path: MyST Markdown}
+# %% ../nbs/api/17d_standing.ipynb #2993302e
+def study_report_pages(
+    settings,
+    name:str, # of a study
+)->dict: # {path: MyST Markdown or bytes}; {} where none was made
+    "The report of a study, as a page"
+    made = report_folder(settings)/f'{file_name(name)}.ipynb'
+    if not made.is_file() or not find_spec('nbconvert'): return {}
+    text,files = markdown_of(json.loads(made.read_text('utf-8')))
+    at = f'studies/{file_name(name)}'
+    return {f'{at}/report.md': f'# {plain(name)}: the report\n{text.partition(chr(10))[2]}', **{f'{at}/{k}': v for k,v in files.items()}}
+
+# %% ../nbs/api/17d_standing.ipynb #5303c72e
+def study_pages(settings)->dict: # {path: MyST Markdown or bytes}
     "The pages of all studies"
     head = 'studies/index.md'
     if not has_studies(settings): return {head: no_page('Studies', 'No study has been made yet. A notebook with a cell #| tune can be searched:', 'mlops-nb tune PIPELINE/STAGE --trials 20 --metric NAME')}
@@ -151,18 +168,19 @@ def study_pages(settings)->dict: # {path: MyST Markdown}
     try: found = studies_on_record(settings)
     except MlopsError as e: return {head: no_page('Studies', e.what)}
     if not found: return {head: no_page('Studies', 'There is no study yet.', 'mlops-nb tune PIPELINE/STAGE --trials 20 --metric NAME')}
-    pages = {f'studies/{file_name(o["name"])}.md': study_page(settings, o) for o in found}
+    reports = {o['name']: study_report_pages(settings, o['name']) for o in found}
+    pages = {f'studies/{file_name(o["name"])}.md': study_page(o, bool(reports[o['name']])) for o in found}
     def best(o): return metrics_text(o['best'][0]['values']) if len(o['best']) == 1 else f"{len(o['best'])} trials" if o['best'] else ''
     rows = [[tag('a', o['name'], href=f'{file_name(o["name"])}.html'), o['target'], ', '.join(f'{d} {m}' for m,d in o['goals']), len(o['trials']), best(o), params_html(o['best'][0]['params']) if len(o['best']) == 1 else '', moment(o['begun'])] for o in found]
     table = html_table(['study','tunes','goal','trials','best','with','begun'], rows, right=['trials'], whole=['begun'])
-    return {head: f'# Studies\n\nWhat was searched for, and found.\n\n{html_block(table)}\n{toctree(Path(o).stem for o in pages)}', **pages}
+    return {head: f'# Studies\n\nWhat was searched for, and found.\n\n{html_block(table)}\n{toctree(Path(o).stem for o in pages)}', **pages, **{k: v for o in reports.values() for k,v in o.items()}}
 
 def toctree(names, **options)->str:
     "Pages below a page, which the theme shows beside it"
     said = ''.join(f':{k}: {v}\n' for k,v in dict(hidden='', **options).items())
     return f'```{{toctree}}\n{said}\n' + '\n'.join(names) + '\n```\n'
 
-# %% ../nbs/api/17d_standing.ipynb #f5795ba3
+# %% ../nbs/api/17d_standing.ipynb #3d15e18a
 def models_on_record(ws)->dict: # {name: [{version, digest, run, time}], the newest first}
     "The registered versions"
     found = {}
@@ -174,7 +192,7 @@ def gates_html(gates:list)->Html:
     def found(g): return joined([tag('strong', g['text']) if g.get('text') else '', ', '.join(f'{k} {number(v)}' for k,v in (g.get('figures') or {}).items())], Html('<br>'))
     return html_table(['gate','','rule','what it found'], [[g['name'], '✓ holds' if g['ok'] else '✗ refuses', tag('code', g.get('rule') or ''), found(g)] for g in gates], whole=[''], wide=['gate'])
 
-# %% ../nbs/api/17d_standing.ipynb #17669a60
+# %% ../nbs/api/17d_standing.ipynb #87fff7a5
 def card_pages(
     settings,
     name:str, # of a model
@@ -187,7 +205,7 @@ def card_pages(
     files = sorted(o for o in (made/'card_files').glob('*') if o.is_file()) if (made/'card_files').is_dir() else []
     return {f'{at}/card.md': f'# {plain(name)}, version {number}\n{rest}', **{f'{at}/card_files/{o.name}': o.read_bytes() for o in files}}
 
-# %% ../nbs/api/17d_standing.ipynb #e8255235
+# %% ../nbs/api/17d_standing.ipynb #d4ec3597
 def versions_html(ws, name:str, versions:list, champion:int|None, cards:dict, pages)->Html:
     "The versions of a model as a table"
     def row(o):
@@ -206,7 +224,7 @@ def audit_html(events:list)->Html:
         return [moment(e['time']), o.get('why', e['kind']).replace('_',' '), f"{o.get('from') or '–'} → {o.get('to') or '–'}", who, evidence]
     return html_table(['time','what','version','who','on what evidence'], [row(o) for o in reversed(events)], whole=['time','what','version'])
 
-# %% ../nbs/api/17d_standing.ipynb #9c9b8ccc
+# %% ../nbs/api/17d_standing.ipynb #be08e11a
 def model_page(ws, name:str, versions:list, champion:int|None, cards:dict, pages=())->str: # MyST Markdown
     "The page of a model"
     events = history(ws, name)
@@ -236,7 +254,7 @@ def model_pages(
     table = html_table(['model','versions','champion','newest version'], rows, right=['versions','champion'])
     return {head: f'# Models\n\nWhat is in use, since when, and on what evidence.\n\n{html_block(table)}\n{toctree(file_name(o) for o in models)}', **pages}
 
-# %% ../nbs/api/17d_standing.ipynb #fe394fee
+# %% ../nbs/api/17d_standing.ipynb #d9dd4abf
 def years_on_record(settings)->dict: # {name: outcome}
     "What replays have come to"
     found = {}
@@ -251,15 +269,15 @@ def year_lines(o:dict)->dict: # {name: [figure by month]}; what the loop did com
     names = [k for k in o['mean'] if all(k in m for m in o['months'])]
     return {k: [m[k] for m in o['months']] for k in sorted(names, key=lambda k: k != 'continuous')}
 
-# %% ../nbs/api/17d_standing.ipynb #26536dad
+# %% ../nbs/api/17d_standing.ipynb #db08866a
 def year_told(name:str, o:dict)->str: # MyST Markdown
     "One year"
     lines,again = year_lines(o),o.get('retrainings') or {}
-    svg = chart([str(m['month']) for m in o['months']], lines, label=f'AUC by month: {name}')
-    rows = [[m['month'], number(m.get('rows')), *(number(float(m[k])) for k in lines), m.get('champion'), m.get('alerts'), m.get('then')] for m in o['months']]
-    mean = ['mean', '', *(tag('strong', number(float(o['mean'][k]))) for k in lines), '', o.get('alerts'), '']
+    svg = chart([str(m['month']) for m in o['months']], lines, label=f'AUC by month: {name}', unit='AUC')
+    rows = [[m['month'], number(m.get('rows')), *(f'{m[k]:.3f}' if is_number(m[k]) else '' for k in lines), m.get('champion'), m.get('alerts'), m.get('then')] for m in o['months']]
+    mean = ['mean', '', *(tag('strong', f"{o['mean'][k]:.3f}") for k in lines), '', o.get('alerts'), '']
     table = html_table(['month','rows',*lines,'version','alerts','what it led to'], [*rows, mean], right=['rows',*lines,'version','alerts'], whole=['month'])
-    facts = facts_table([(f'mean of {k}', number(float(v))) for k,v in o['mean'].items()] + [('gain of what kept learning', f"{o['gain']:+.3f}" if is_number(o.get('gain')) else ''), *((f'trainings, {k}', str(v)) for k,v in again.items()),
+    facts = facts_table([(f'mean of {k}', f'{v:.3f}') for k,v in o['mean'].items() if is_number(v)] + [('gain of what kept learning', f"{o['gain']:+.3f}" if is_number(o.get('gain')) else ''), *((f'trainings, {k}', str(v)) for k,v in again.items()),
         *((k.replace('_',' '), str(o[k])) for k in ('promotions','refusals','rollbacks','alerts','kills') if is_number(o.get(k)))])
     return f'## {plain(name)}\n\n{html_block(svg)}\n{html_block(table)}\n{html_block(facts)}'
 
