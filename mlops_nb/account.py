@@ -7,12 +7,13 @@ __all__ = ['bare', 'more_style', 'loads', 'without_scripts', 'joined_text', 'tam
            'page_html', 'figures_html', 'stage_notebook', 'failure_html', 'stage_html', 'inputs_html',
            'in_one_sentence', 'again_html', 'report_folder', 'account', 'main_figures', 'run_report']
 
-# %% ../nbs/api/20d_account.ipynb #3f5b202f
+# %% ../nbs/api/20d_account.ipynb #ecba9bac
 import json, re
 from pathlib import Path
 from .core import ConfigError, LedgerError, atomic_write, short, writing
 from .graph import flow_picture, purpose
-from .living import causes_html, error_html, head_facts, judged_by, lineage_html, notebook_of, on_record, outputs_html, params_html, run_flow, run_stages_html, scrolled, sources_html, words
+from .latest import notebook_of, on_record
+from .living import causes_html, error_html, head_facts, judged_by, lineage_html, outputs_html, params_html, run_flow, run_stages_html, scrolled, sources_html, words
 from .markup import Html, facts_table, folded, html_table, joined, masked, safe, tag
 from .notebook import read_notebook
 from .report import check_parts, outside_requests, style

@@ -7,7 +7,8 @@ __all__ = ['box_w', 'box_h', 'gap', 'slot', 'rowgap', 'margin', 'flow_style', 'T
            'flow_of_rows', 'levels_of', 'ways', 'rows_of', 'text_width', 'shortened', 'first_reader', 'width_of',
            'lanes_of', 'straight', 'across', 'Layout', 'side_by_side', 'bend', 'flow_picture']
 
-# %% ../nbs/api/11l_graph.ipynb #68d628b9
+# %% ../nbs/api/11l_graph.ipynb #666c4e00
+import re
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from html import escape
@@ -40,7 +41,7 @@ class Flow:
     boxes:dict # {stage: Box}
     things:list=field(repr=False) # of Thing
 
-# %% ../nbs/api/11l_graph.ipynb #46d78968
+# %% ../nbs/api/11l_graph.ipynb #1d17b7f8
 def purpose(
     nb, # `Notebook`
 )->str: # '' where it says none
@@ -52,7 +53,7 @@ def purpose(
     for o in lines[start:]:
         if not o.startswith('>'): break
         said.append(o.lstrip('> ').strip())
-    return ' '.join(said)
+    return re.sub('[`*]', '', ' '.join(said))
 
 # %% ../nbs/api/11l_graph.ipynb #9c184d69
 def flow_of(p:Pipeline)->Flow:

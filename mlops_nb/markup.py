@@ -31,7 +31,7 @@ def joined(parts, by=', ')->Html:
     "Some pieces in a row"
     return Html(safe(by).join(safe(o) for o in parts if o not in (None, '')))
 
-# %% ../nbs/api/11k_markup.ipynb #7d637ff2
+# %% ../nbs/api/11k_markup.ipynb #0315e76e
 def html_table(
     head:list, # of the columns
     rows:list, # of lists of cells
@@ -45,15 +45,15 @@ def html_table(
     styles = list(map(style, head))
     def cells(kind, row, **attrs): return Html(''.join(tag(kind, o, style=s, **attrs) for o,s in zip(row, styles)))
     body = Html('\n'.join(tag('tr', cells('td', o)) for o in rows))
-    return tag('div', tag('table', tag('thead', tag('tr', cells('th', head, scope='col'))), '\n', tag('tbody', body), class_='docutils'), class_='table-wrapper docutils container', style='overflow-x:auto')
+    return tag('div', tag('table', tag('thead', tag('tr', cells('th', head, scope='col'))), '\n', tag('tbody', body), class_='docutils'), class_='table-wrapper docutils container', style='overflow-x:auto', tabindex='0')
 
-# %% ../nbs/api/11k_markup.ipynb #3d3d4bab
+# %% ../nbs/api/11k_markup.ipynb #f601f457
 def facts_table(
     facts, # (name, value) pairs; those without a value are left out
 )->Html:
     "What is known of one thing"
     rows = Html('\n'.join(tag('tr', tag('th', k, scope='row', style='text-align:left;white-space:nowrap'), tag('td', v)) for k,v in facts if v not in (None, '', [])))
-    return rows and tag('div', tag('table', tag('tbody', rows), class_='docutils facts'), class_='table-wrapper docutils container', style='overflow-x:auto')
+    return rows and tag('div', tag('table', tag('tbody', rows), class_='docutils facts'), class_='table-wrapper docutils container', style='overflow-x:auto', tabindex='0')
 
 def folded(head, *inner)->Html: 
     "Something behind a line that opens it"

@@ -180,7 +180,7 @@ def toctree(names, **options)->str:
     said = ''.join(f':{k}: {v}\n' for k,v in dict(hidden='', **options).items())
     return f'```{{toctree}}\n{said}\n' + '\n'.join(names) + '\n```\n'
 
-# %% ../nbs/api/17d_standing.ipynb #3d15e18a
+# %% ../nbs/api/17d_standing.ipynb #71219eb6
 def models_on_record(ws)->dict: # {name: [{version, digest, run, time}], the newest first}
     "The registered versions"
     found = {}
@@ -190,7 +190,7 @@ def models_on_record(ws)->dict: # {name: [{version, digest, run, time}], the new
 def gates_html(gates:list)->Html:
     "What gates said, as a table"
     def found(g): return joined([tag('strong', g['text']) if g.get('text') else '', ', '.join(f'{k} {number(v)}' for k,v in (g.get('figures') or {}).items())], Html('<br>'))
-    return html_table(['gate','','rule','what it found'], [[g['name'], '✓ holds' if g['ok'] else '✗ refuses', tag('code', g.get('rule') or ''), found(g)] for g in gates], whole=[''], wide=['gate'])
+    return html_table(['gate','verdict','rule','what it found'], [[g['name'], '✓ holds' if g['ok'] else '✗ refuses', tag('code', g.get('rule') or ''), found(g)] for g in gates], whole=['verdict'], wide=['gate'])
 
 # %% ../nbs/api/17d_standing.ipynb #87fff7a5
 def card_pages(
@@ -205,7 +205,7 @@ def card_pages(
     files = sorted(o for o in (made/'card_files').glob('*') if o.is_file()) if (made/'card_files').is_dir() else []
     return {f'{at}/card.md': f'# {plain(name)}, version {number}\n{rest}', **{f'{at}/card_files/{o.name}': o.read_bytes() for o in files}}
 
-# %% ../nbs/api/17d_standing.ipynb #d4ec3597
+# %% ../nbs/api/17d_standing.ipynb #5f27336f
 def versions_html(ws, name:str, versions:list, champion:int|None, cards:dict, pages)->Html:
     "The versions of a model as a table"
     def row(o):
@@ -213,7 +213,7 @@ def versions_html(ws, name:str, versions:list, champion:int|None, cards:dict, pa
         judged = {k: v for k,v in metrics.items() if f'baseline_{k}' in metrics} or metrics
         card = tag('a', 'card', href=f'{file_name(name)}/{o["version"]}/card.html') if f'models/{file_name(name)}/{o["version"]}/card.md' in cards else tag('code', f"mlops-nb card {name}/{o['version']}")
         return [o['version'], tag('strong', 'champion') if o['version'] == champion else '', moment(o['time']), metrics_text(judged, 3), card, tag('a', o['run'], href=f"../runs/{o['run']}.html") if o['run'] in pages else o['run'], tag('code', short(o['digest']))]
-    return html_table(['version','','registered','figures','card','run','digest'], list(map(row, versions)), right=['version'], whole=['','registered','digest','run','card'])
+    return html_table(['version','alias','registered','figures','card','run','digest'], list(map(row, versions)), right=['version'], whole=['alias','registered','digest','run','card'])
 
 def audit_html(events:list)->Html:
     "How champions came and went, the newest first"
@@ -269,14 +269,14 @@ def year_lines(o:dict)->dict: # {name: [figure by month]}; what the loop did com
     names = [k for k in o['mean'] if all(k in m for m in o['months'])]
     return {k: [m[k] for m in o['months']] for k in sorted(names, key=lambda k: k != 'continuous')}
 
-# %% ../nbs/api/17d_standing.ipynb #db08866a
+# %% ../nbs/api/17d_standing.ipynb #1735e1fb
 def year_told(name:str, o:dict)->str: # MyST Markdown
     "One year"
     lines,again = year_lines(o),o.get('retrainings') or {}
     svg = chart([str(m['month']) for m in o['months']], lines, label=f'AUC by month: {name}', unit='AUC')
     rows = [[m['month'], number(m.get('rows')), *(f'{m[k]:.3f}' if is_number(m[k]) else '' for k in lines), m.get('champion'), m.get('alerts'), m.get('then')] for m in o['months']]
     mean = ['mean', '', *(tag('strong', f"{o['mean'][k]:.3f}") for k in lines), '', o.get('alerts'), '']
-    table = html_table(['month','rows',*lines,'version','alerts','what it led to'], [*rows, mean], right=['rows',*lines,'version','alerts'], whole=['month'])
+    table = html_table(['month','rows',*lines,'version','alerts','what it led to'], [*rows, mean], right=['rows',*lines,'version','alerts'], whole=['month'], wide=['what it led to'])
     facts = facts_table([(f'mean of {k}', f'{v:.3f}') for k,v in o['mean'].items() if is_number(v)] + [('gain of what kept learning', f"{o['gain']:+.3f}" if is_number(o.get('gain')) else ''), *((f'trainings, {k}', str(v)) for k,v in again.items()),
         *((k.replace('_',' '), str(o[k])) for k in ('promotions','refusals','rollbacks','alerts','kills') if is_number(o.get(k)))])
     return f'## {plain(name)}\n\n{html_block(svg)}\n{html_block(table)}\n{html_block(facts)}'
