@@ -9,7 +9,8 @@ __all__ = ['app', 'Env', 'Json', 'Params', 'ParamsFile', 'Pairs', 'PipelineName'
            'track', 'plan', 'check_study', 'runs', 'show', 'logs', 'diff', 'pin_runs', 'gc', 'reproduce', 'register',
            'models', 'lineage', 'put_lineage', 'schema_infer', 'tell_promotion', 'promote', 'rollback', 'audit', 'card',
            'serve', 'predict', 'export', 'tell_happening', 'tell_preview', 'watch', 'fire', 'triggers', 'replay',
-           'labels', 'alerts', 'monitor', 'findings_table', 'doctor', 'docs', 'in_groups', 'tell_error', 'main']
+           'labels', 'alerts', 'monitor', 'findings_table', 'doctor', 'site_page', 'report_page', 'docs', 'in_groups',
+           'tell_error', 'main']
 
 # %% ../nbs/api/21_cli.ipynb #27cabaaf
 import json, os, signal, sys
@@ -842,21 +843,38 @@ def doctor(env:Env=None, as_json:Json=False):
     else: console().print(findings_table(found))
     if sick: raise typer.Exit(1)
 
+# %% ../nbs/api/21_cli.ipynb #740513fe
+def site_page(settings, out:str|None, execute:bool)->Path: 
+    "Build the site, and show how far it is"
+    from mlops_nb.show import console
+    from mlops_nb.site import build_project, site_progress
+    with site_progress(console(stderr=True)) as told: return build_project(settings, app, out, execute, told)
+
+def report_page(settings, run:str, out:str|None)->Path:
+    "Make the report of a run; `out` is a file or a folder"
+    from mlops_nb.account import run_report
+    from mlops_nb.core import atomic_copy
+    page = run_report(settings, run)
+    if not out: return page
+    dest = Path(out)/page.name if Path(out).is_dir() or not Path(out).suffix else Path(out)
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    atomic_copy(page, dest)
+    return dest.resolve()
+
 # %% ../nbs/api/21_cli.ipynb #f9a32671
 @app.command()
 def docs(
     out:Annotated[Optional[str], typer.Option('--out', metavar='FOLDER', help='where it goes; default: .mlops/site/html', show_default=False)]=None,
+    run:Annotated[Optional[str], typer.Option('--run', metavar='RUN', help='no site, but the report of a run: one page, to be sent to somebody', show_default=False)]=None,
     execute:Annotated[bool, typer.Option('--execute', help='run the pipelines first: what is not up to date')]=False,
     open_it:Annotated[bool, typer.Option('--open', help='show it in a browser')]=False,
     env:Env=None, as_json:Json=False,
 ):
     "Build the site of the project: notebooks, reference, and what is recorded."
-    from mlops_nb.show import console
-    from mlops_nb.site import build_project, site_progress
     settings = settings_of(env)
-    with site_progress(console(stderr=True)) as told: page = build_project(settings, app, out, execute, told)
+    page = report_page(settings, run, out) if run else site_page(settings, out, execute)
     if as_json: print_json(dict(page=str(page)))
-    else: print(f"The site: {os.path.relpath(page)}\nIt needs no server: open that file, or mlops-nb docs --open")
+    else: print(f"The report: {os.path.relpath(page)}" if run else f"The site: {os.path.relpath(page)}\nIt needs no server: open that file, or mlops-nb docs --open")
     if open_it:
         import webbrowser
         webbrowser.open(page.as_uri())

@@ -349,7 +349,8 @@ def build_project(
     told=lambda line: None, # hears what is being done
 )->Path: # its first page
     "Build the site of a project, with its reference and what is recorded"
-    from mlops_nb.living import latest_executed, living_pages
+    from mlops_nb.latest import latest_executed
+    from mlops_nb.living import living_pages
     from mlops_nb.reference import command_pages, settings_page
     check_parts()
     for o in pipeline_names(settings) if execute else ():
