@@ -57,10 +57,11 @@ body[data-theme="dark"] div.cell_output img { filter: invert(.9) hue-rotate(180d
 # %% ../nbs/api/20e_look.ipynb #8ee2d420
 script = '''
 document.addEventListener("DOMContentLoaded", () => {
+  for (const o of document.querySelectorAll("p.caption[role=heading]")) o.setAttribute("aria-level", "2");
   for (const o of document.querySelectorAll("div.cell_output, div.highlight pre, .wide, .table-wrapper"))
     if (o.scrollWidth > o.clientWidth) { o.tabIndex = 0; if (!o.hasAttribute("role")) { o.setAttribute("role", "region"); o.setAttribute("aria-label", "scrolls sideways"); } }
 });
-if (location.protocol === "file:" && window.DOCUMENTATION_OPTIONS) DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 '''
 
 # %% ../nbs/api/20e_look.ipynb #2e485924
