@@ -151,7 +151,7 @@ def again_html(run:dict)->Html:
     note = ' The project had changes that were not committed; the ledger has the code as it was.' if run['git_dirty'] else ''
     return Html(tag('h2', 'Again') + tag('p', f'In the project, with its ledger and store: the same once more, from what is on record, and whether the same comes out.{note}') + tag('pre', '\n'.join(lines[-1:] if run['git_dirty'] else lines)))
 
-# %% ../nbs/api/20d_account.ipynb #a5a16a65
+# %% ../nbs/api/20d_account.ipynb #8c0d73a9
 def report_folder(settings)->Path: 
     "Where reports of runs are"
     return settings.state/'reports'/'runs'
@@ -165,7 +165,7 @@ def account(settings, ws, run:dict)->str: # HTML
     parts += [stage_html(settings, ws, o, r) for o,r in zip(rows, stages_of(rows))]
     if sources := sources_html(ws, rows): parts += [tag('h2', 'What it read from outside'), sources]
     if made := lineage_html(ws, rows): parts += [tag('h2', 'What its result was made from'), made]
-    return masked(settings, page_html(f"{run['pipeline']}, run {run['id']}", *parts, again_html(run), foot="Made by mlops_nb from the ledger and the store of the project.")).replace(f'{safe(settings.root)}/', '') # where the machine keeps it is nobody's business
+    return masked(settings, page_html(f"{run['pipeline']}, run {run['id']}", *parts, again_html(run), foot="Made by mlops_nb from the ledger and the store of the project."))
 
 def main_figures(rows:list)->dict:
     "The figures that a run is judged by, with their baselines"

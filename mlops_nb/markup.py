@@ -70,12 +70,13 @@ def plain(v)->str:
     line = ' '.join(mask_url('' if v is None else v).split())
     return re.sub(r'([!-/:-@\[-`{-~])', r'\\\1', line)
 
-# %% ../nbs/api/11k_markup.ipynb #2579dcfe
+# %% ../nbs/api/11k_markup.ipynb #cb12a5d7
 def masked(
     settings,
     text:str, # of a page
 )->str:
-    "A page without the values of secrets"
+    "A page without the values of secrets, and without the path of the project"
+    text = text.replace(f'{safe(settings.root)}/', '').replace(f'{settings.root}/', '')
     for v in sorted(hidden_values(settings).values(), key=len, reverse=True):
         for o in dict.fromkeys((v, safe(v), plain(v))): text = text.replace(o, '***')
     return text

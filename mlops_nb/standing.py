@@ -180,7 +180,7 @@ def toctree(names, **options)->str:
     said = ''.join(f':{k}: {v}\n' for k,v in dict(hidden='', **options).items())
     return f'```{{toctree}}\n{said}\n' + '\n'.join(names) + '\n```\n'
 
-# %% ../nbs/api/17d_standing.ipynb #71219eb6
+# %% ../nbs/api/17d_standing.ipynb #8e60f54a
 def models_on_record(ws)->dict: # {name: [{version, digest, run, time}], the newest first}
     "The registered versions"
     found = {}
@@ -190,7 +190,7 @@ def models_on_record(ws)->dict: # {name: [{version, digest, run, time}], the new
 def gates_html(gates:list)->Html:
     "What gates said, as a table"
     def found(g): return joined([tag('strong', g['text']) if g.get('text') else '', ', '.join(f'{k} {number(v)}' for k,v in (g.get('figures') or {}).items())], Html('<br>'))
-    return html_table(['gate','verdict','rule','what it found'], [[g['name'], '✓ holds' if g['ok'] else '✗ refuses', tag('code', g.get('rule') or ''), found(g)] for g in gates], whole=['verdict'], wide=['gate'])
+    return html_table(['gate','verdict','rule','what it found'], [[g['name'], '✓ holds' if g['ok'] else '✗ refuses', tag('code', g.get('rule') or ''), found(g)] for g in gates], whole=['verdict'])
 
 # %% ../nbs/api/17d_standing.ipynb #87fff7a5
 def card_pages(
@@ -205,13 +205,13 @@ def card_pages(
     files = sorted(o for o in (made/'card_files').glob('*') if o.is_file()) if (made/'card_files').is_dir() else []
     return {f'{at}/card.md': f'# {plain(name)}, version {number}\n{rest}', **{f'{at}/card_files/{o.name}': o.read_bytes() for o in files}}
 
-# %% ../nbs/api/17d_standing.ipynb #5f27336f
+# %% ../nbs/api/17d_standing.ipynb #bf6654c4
 def versions_html(ws, name:str, versions:list, champion:int|None, cards:dict, pages)->Html:
     "The versions of a model as a table"
     def row(o):
         metrics = {k: v for r in ws.ledger.stage_runs(o['run']) for k,v in (r['metrics'] or {}).items()}
         judged = {k: v for k,v in metrics.items() if f'baseline_{k}' in metrics} or metrics
-        card = tag('a', 'card', href=f'{file_name(name)}/{o["version"]}/card.html') if f'models/{file_name(name)}/{o["version"]}/card.md' in cards else tag('code', f"mlops-nb card {name}/{o['version']}")
+        card = tag('a', 'card', href=f'{file_name(name)}/{o["version"]}/card.html') if f'models/{file_name(name)}/{o["version"]}/card.md' in cards else ''
         return [o['version'], tag('strong', 'champion') if o['version'] == champion else '', moment(o['time']), metrics_text(judged, 3), card, tag('a', o['run'], href=f"../runs/{o['run']}.html") if o['run'] in pages else o['run'], tag('code', short(o['digest']))]
     return html_table(['version','alias','registered','figures','card','run','digest'], list(map(row, versions)), right=['version'], whole=['alias','registered','digest','run','card'])
 
@@ -224,7 +224,7 @@ def audit_html(events:list)->Html:
         return [moment(e['time']), o.get('why', e['kind']).replace('_',' '), f"{o.get('from') or '–'} → {o.get('to') or '–'}", who, evidence]
     return html_table(['time','what','version','who','on what evidence'], [row(o) for o in reversed(events)], whole=['time','what','version'])
 
-# %% ../nbs/api/17d_standing.ipynb #be08e11a
+# %% ../nbs/api/17d_standing.ipynb #4ac2a170
 def model_page(ws, name:str, versions:list, champion:int|None, cards:dict, pages=())->str: # MyST Markdown
     "The page of a model"
     events = history(ws, name)
@@ -232,8 +232,10 @@ def model_page(ws, name:str, versions:list, champion:int|None, cards:dict, pages
     said = f'Version {champion} is champion.' if champion else f'No version is champion. The gates decide: `mlops-nb promote {plain_shell(name)}`'
     gates = asked and f"\n## What its gates said\n\nOf version {champion}, on {moment(asked['time'])}.\n\n{html_block(gates_html(asked['data']['gates']))}"
     audit = f'\n## The audit\n\n{html_block(audit_html(events))}' if events else ''
+    lacks = next((o['version'] for o in versions if f'models/{file_name(name)}/{o["version"]}/card.md' not in cards), None)
+    card = f'\nA card tells of one version what it is for, what it learned from, and for whom it is good:\n\n```sh\nmlops-nb card {plain_shell(name)}/{lacks}\n```\n' if lacks else ''
     below = [o.removeprefix('models/').removesuffix('.md') for o in cards if o.endswith('.md')]
-    return f'# {plain(name)}\n\n{said}\n\n## Versions\n\n{html_block(versions_html(ws, name, versions, champion, cards, pages))}{gates or ""}{audit}' + ('\n' + toctree(below) if below else '')
+    return f'# {plain(name)}\n\n{said}\n\n## Versions\n\n{html_block(versions_html(ws, name, versions, champion, cards, pages))}{card}{gates or ""}{audit}' + ('\n' + toctree(below) if below else '')
 
 def model_pages(
     ws, # `Workspace`, or None
