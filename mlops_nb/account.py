@@ -50,7 +50,7 @@ def tame_cell(o:dict)->dict: # nbformat
     text = re.sub(r'!\[([^\]]*)\]\((?:https?:)?//[^)]*\)', r'\1', without_scripts(joined_text(o['source'])))
     return {**o, 'source': safe(text) if loads(text) else text}
 
-# %% ../nbs/api/20d_account.ipynb #2705ea95
+# %% ../nbs/api/20d_account.ipynb #16ead5be
 bare = "{%- extends 'basic/index.html.j2' -%}{%- block header -%}{%- endblock header -%}{%- block footer -%}{%- endblock footer -%}"
 def notebook_html(
     raw:dict, # executed notebook, nbformat 4 JSON
@@ -59,10 +59,12 @@ def notebook_html(
     import nbformat
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
-    nb = nbformat.reads(json.dumps({**raw, 'cells': list(map(tame_cell, raw['cells']))}), as_version=4)
+    cells = [tame_cell(o) for o in raw['cells'] if 'papermill-error-cell-tag' not in o.get('metadata', {}).get('tags', ())]
+    nb = nbformat.reads(json.dumps({**raw, 'cells': cells}), as_version=4)
     maker = HTMLExporter(template_file='bare.html.j2', extra_loaders=[DictLoader({'bare.html.j2': bare})], exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True)
     html = maker.from_notebook_node(nb)[0]
     html = re.sub(r'<(/?)h([1-6])(?:\s[^>]*)?>', lambda m: f'<{m[1]}h{min(6, int(m[2])+2)}>', re.sub(r'\sid="cell-id=[^"]*"', '', html))
+    html = html.replace('<div class="output_html ', '<div tabindex="0" class="output_html ') # what scrolls can be reached by keyboard
     return Html(html if not loads(html) else tag('p', 'This notebook would load something from elsewhere, and is left out.'))
 
 # %% ../nbs/api/20d_account.ipynb #2bd0e176
