@@ -3265,6 +3265,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlops_nb.validate.Report.share': ('api/validate.html#report.share', 'mlops_nb/validate.py'),
                                    'mlops_nb.validate._repr_mimebundle_': ('api/validate.html#_repr_mimebundle_', 'mlops_nb/validate.py'),
                                    'mlops_nb.validate.check': ('api/validate.html#check', 'mlops_nb/validate.py'),
+                                   'mlops_nb.validate.checks_html': ('api/validate.html#checks_html', 'mlops_nb/validate.py'),
                                    'mlops_nb.validate.conclude': ('api/validate.html#conclude', 'mlops_nb/validate.py'),
                                    'mlops_nb.validate.headline': ('api/validate.html#headline', 'mlops_nb/validate.py'),
                                    'mlops_nb.validate.in_short': ('api/validate.html#in_short', 'mlops_nb/validate.py'),
