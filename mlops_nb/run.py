@@ -80,7 +80,7 @@ class RunResult:
     def as_json(self)->dict:
         keys = 'peak_mb','pss_mb','rung','rung_why','shared_cells','metrics'
         stages = [dict(stage=s.stage, status=s.status, seconds=round(s.seconds, 3), **{k: getattr(s, k) for k in keys}) for s in self.stages]
-        return dict(run=self.run, status=self.status, metrics=self.metrics, gates=self.gates, stages=stages, models=self.models)
+        return dict(run=self.run, pipeline=self.pipeline, status=self.status, params=self.params, metrics=self.metrics, gates=self.gates, stages=stages, models=self.models)
 
 # %% ../nbs/api/09_run.ipynb #14e42012
 class ActiveRun:
