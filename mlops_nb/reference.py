@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['groups', 'themes', 'tree_of', 'leaves', 'one_line', 'is_flag', 'bounds', 'value_word', 'is_argument', 'names',
            'default_text', 'meaning', 'cell', 'table', 'usage', 'section', 'group_of', 'rank', 'grouped',
-           'command_pages', 'code_text', 'default_of', 'settings_tables', 'trigger_tables', 'settings_page',
-           'undocumented']
+           'command_pages', 'code_text', 'with_example', 'default_of', 'settings_tables', 'trigger_tables',
+           'settings_page', 'undocumented']
 
 # %% ../nbs/api/20b_reference.ipynb #c0db9e63
 import re
@@ -51,7 +51,7 @@ def is_argument(p)->bool:
     "Is it said without a name?"
     return p.param_type_name == 'argument'
 
-# %% ../nbs/api/20b_reference.ipynb #e468a01b
+# %% ../nbs/api/20b_reference.ipynb #1ed72b3a
 def names(p)->str: # as `--jobs`, `-j N`
     "How an option is written, or an argument"
     if is_argument(p): return f'`{value_word(p)}`'
@@ -67,11 +67,11 @@ def default_text(p)->str: # '' if there is nothing to say
     return '' if quiet else f'`{p.default}`'
 
 def meaning(p)->str:
-    "What it is for, between which numbers, and whether it may be said again"
-    low,high = bounds(p)
+    "What it is for, between which numbers, what holds without it, and whether it may be said again"
+    (low,high),default = bounds(p), default_text(p)
     within = '' if low is None and high is None else f'from {low} to {high}' if None not in (low, high) else f'at least {low}' if high is None else f'at most {high}'
     again = 'may be repeated' if getattr(p, 'multiple', False) else ''
-    return '; '.join(filter(None, [one_line(p.help), within, again]))
+    return '; '.join(filter(None, [one_line(p.help), within, again, default if default in ('', 'required') else f'default {default}']))
 
 # %% ../nbs/api/20b_reference.ipynb #38179ec5
 def cell(text:str)->str:
@@ -87,7 +87,7 @@ def table(
     lines = [head, ('---',)*len(head), *(tuple(map(cell, o)) for o in rows)]
     return ''.join(f"| {' | '.join(o)} |\n" for o in lines) if rows else ''
 
-# %% ../nbs/api/20b_reference.ipynb #8f8edc26
+# %% ../nbs/api/20b_reference.ipynb #e7a28b14
 def usage(program:str, words:tuple, command)->str:
     "How a command is called: `mlops-nb show [OPTIONS] [RUN]`"
     def shown(p): return f"{value_word(p)}{'' if p.nargs == 1 else '…'}" if p.required else f"[{value_word(p)}{'' if p.nargs == 1 else '…'}]"
@@ -97,8 +97,8 @@ def usage(program:str, words:tuple, command)->str:
 def section(program:str, words:tuple, command)->str:
     "What there is to know of one command, in Markdown"
     seen = [p for p in command.params if not getattr(p, 'hidden', False)]
-    rows = {what: [(names(p), meaning(p), default_text(p)) for p in seen if is_argument(p) == (what == 'argument')] for what in ('argument','option')}
-    tables = [table((what, 'what it is', 'by default'), found) for what,found in rows.items()]
+    rows = {what: [(names(p), meaning(p)) for p in seen if is_argument(p) == (what == 'argument')] for what in ('argument','option')}
+    tables = [table((what, 'what it is'), found) for what,found in rows.items()]
     anchor = f'```{{raw}} html\n<span id="{"-".join(words)}"></span>\n```\n' # the heading's own is as long as the heading
     parts = [f"{anchor}\n## {' '.join((program, *words))}", (command.help or '').strip(), f'```text\n{usage(program, words, command)}\n```', *tables]
     return '\n\n'.join(o.rstrip('\n') for o in parts if o) + '\n'
@@ -128,7 +128,7 @@ def grouped(found:list, named=lambda o: o[0][0])->dict: # {group: what is in it,
     ranked = sorted(found, key=lambda o: rank(named(o)))
     return {k: here for k in (*groups, '') if (here := [o for o in ranked if group_of(named(o)) == k])}
 
-# %% ../nbs/api/20b_reference.ipynb #d2bbf2d0
+# %% ../nbs/api/20b_reference.ipynb #9900f3a0
 def command_pages(
     app, # a Typer app
 )->dict: # {path of the page: MyST Markdown}
@@ -138,11 +138,11 @@ def command_pages(
     def line(o): return f"[`{' '.join((program, *o[0]))}`](#{'-'.join((program, *o[0]))})", (o[1].help or '').strip().split('\n')[0]
     overview = [f"**{group or 'More'}**\n\n" + ''.join(f'- {name}: {says}\n' for name,says in map(line, rows)) for group,rows in found.items()]
     sections = [section(program, *o) for rows in found.values() for o in rows]
-    own = table(('option', 'what it is', 'by default'), [(names(p), meaning(p), default_text(p)) for p in tree.params if not is_argument(p)])
+    own = table((f'option of `{program}` itself', 'what it is'), [(names(p), meaning(p)) for p in tree.params if not is_argument(p)])
     head = f"# Commands\n\n{tree.help or ''}\n\nEach takes `-h`, and `--json` where it lists something. Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 stopped."
     return {'reference/commands.md': '\n\n'.join(filter(None, [head, *overview, own.strip(), *sections])).replace('\n\n\n', '\n\n')}
 
-# %% ../nbs/api/20b_reference.ipynb #9becf4c8
+# %% ../nbs/api/20b_reference.ipynb #1b30c8b1
 themes = {
     'Where things are': 'store ledger mlflow studies predictions labels',
     'Runs': 'jobs seed engine keep_inputs upload_artifacts',
@@ -154,6 +154,10 @@ def code_text(text:str)->str: # '' for nothing
     "Text as code"
     return f'`{text}`' if text else ''
 
+def with_example(says:str, example:str)->str:
+    "A line, and an example behind it"
+    return says + (' For' if says[-1] in '?.' else '; for') + f' example {code_text(example)}'
+
 def default_of(text:str)->str: # Markdown
     "A default, and the variable that may say something else"
     m = re.fullmatch(r'\$\{(\w+):-(.*)\}', text)
@@ -163,19 +167,19 @@ def settings_tables()->str:
     "A table for each theme"
     from mlops_nb.config import known_keys
     named = {**themes, 'More': ' '.join(k for k in known_keys if not any(k in v.split() for v in themes.values()))}
-    def row(k): return (f'`{k}`', known_keys[k][2], default_of(known_keys[k][0]), code_text(known_keys[k][3]))
-    found = {theme: table(('setting', 'what it is', 'by default', 'for example'), [row(k) for k in v.split()]) for theme,v in named.items()}
+    def row(k): return (f'`{k}`', with_example(*known_keys[k][2:]), default_of(known_keys[k][0]))
+    found = {theme: table(('setting', 'what it is', 'by default'), [row(k) for k in v.split()]) for theme,v in named.items()}
     return '\n'.join(f'### {theme}\n\n{o}' for theme,o in found.items() if o)
 
-# %% ../nbs/api/20b_reference.ipynb #53b35b61
+# %% ../nbs/api/20b_reference.ipynb #9b6eb201
 def trigger_tables()->str:
     "What may stand in the section of a trigger, and what its parameters can be filled with"
     from mlops_nb.trigger import _always, _tells, kinds, trigger_keys
     def fields(found): return ', '.join(f'`{{{o}}}`' for o in found)
     def row(key, on, default, says, example):
-        return f'`{key}`', 'all' if len(on) == len(kinds) else ', '.join(on), says, 'has to be said' if default is None else code_text(default), code_text(example)
+        return f'`{key}`', 'all' if len(on) == len(kinds) else ', '.join(on), with_example(says, example), 'has to be said' if default is None else code_text(default)
     told = [(f'`{on}`', fields(found)) for on,found in _tells.items() if found]
-    return table(('key', 'for', 'what it says', 'by default', 'for example'), [row(*o) for o in trigger_keys()]) + \
+    return table(('key', 'for', 'what it says', 'by default'), [row(*o) for o in trigger_keys()]) + \
         f"\nParameters can be filled from the event. Every event tells {fields(_always)}; besides, on\n\n" + table(('on', 'it tells'), told) + \
         "\nand where `data` is a pattern with fields, such as `{year}-{month}.parquet`, those too.\n"
 

@@ -38,7 +38,7 @@ def test_each_command_and_option_is_in_the_reference():
     for words, command in leaves(tree_of(app)):
         [text] = re.findall(rf'(?ms)^## mlops-nb {" ".join(words)}$(.*?)(?=^```{{raw}}|\Z)', page)
         assert command.help.strip().split('\n')[0] in text
-        for p in command.params: assert p.hidden or f'| {names(p)} |'.replace('|', '') in text.replace('|', '').replace('\\', ''), (words, p.name)
+        for p in command.params: assert p.hidden or f' {names(p)} ' in text.replace(r'\|', '|'), (words, p.name)
 
 
 def test_each_command_has_its_group():
