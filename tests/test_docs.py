@@ -192,8 +192,7 @@ def broken(path):
         for link in re.findall(r'\]\(<?([^)\s>]+)>?\)', text):
             if re.match(r'[a-z]+:', link): continue
             to, _, anchor = link.partition('#')
-            base = root if path.name in ('index.ipynb', 'README.md') and path.parent in (root, nbs) else path.parent
-            dest = (base/to).resolve() if to else path
+            dest = (path.parent/to).resolve() if to else path
             name = dest.relative_to(nbs).as_posix() if dest.is_relative_to(nbs) else ''
             if name in reference: ok = not anchor or anchor in slugs(reference[name])
             elif living.match(name) or dest.parent == nbs/'tutorials' and dest.stem in tutorials: ok = True
