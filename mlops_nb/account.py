@@ -30,7 +30,9 @@ def without_scripts(html:str)->str:
     return re.sub(r'<script\b.*?</script\s*>', '', html, flags=re.I|re.S)
 
 # %% ../nbs/api/20d_account.ipynb #04fa7698
-def joined_text(v)->str: return v if isinstance(v, str) else ''.join(v)
+def joined_text(v)->str:
+    "Text of a notebook, which may be in lines"
+    return v if isinstance(v, str) else ''.join(v)
 
 def tame_output(o:dict)->dict: # nbformat
     "An output that loads nothing"

@@ -34,7 +34,9 @@ def exported_to(nb)->str: # '': nothing
     "The module that a notebook is exported to, without its package"
     return next((c.directives_['default_exp'].strip() for c in nb.cells if c.cell_type == 'code' and 'default_exp' in c.directives_), '')
 
-def is_export(cell)->bool: return cell.cell_type == 'code' and bool(cell.directives_.keys() & {'export','exports'})
+def is_export(cell)->bool:
+    "Does this cell go to the library?"
+    return cell.cell_type == 'code' and bool(cell.directives_.keys() & {'export','exports'})
 
 def defined(cell)->list: # of names: `price`, and for a method that is added to a class `Shop.price`
     "What a cell defines that others may use"

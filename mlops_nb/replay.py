@@ -245,7 +245,9 @@ def watched(world:World, args:tuple)->list: # of happenings
     if wrong := next((o for o in heard if o['what'] == 'error'), None): raise StageError(f"the watcher couldn't look at {wrong['trigger']}: {wrong['text']}", where=str(world.root), remedy=f"do it by hand: mlops-nb {' '.join(args)}")
     return heard
 
-def look_file(world:World, now:str)->Path: return world.root/'looks'/f"{now.replace(':', '')}.json" # what was heard at a look that was done
+def look_file(world:World, now:str)->Path:
+    "Where it is noted what a look has done"
+    return world.root/'looks'/f"{now.replace(':', '')}.json" # what was heard at a look that was done
 
 def watch(world:World, now:str, killer:Killer=None)->list: # of happenings
     "Let a watcher look once, at a time of ours"

@@ -242,7 +242,9 @@ def remove_stale(built:Path, pages:list):
 _refs = re.compile(r'<(?P<tag>[a-z]+)\b[^>]*?\s(?:xlink:)?(?:href|src|poster|data)="(?P<to>[^"]*)"', re.I)
 _ids = re.compile(r'\s(?:id|name)="([^"]*)"')
 
-def without_code(html:str)->str: return re.sub(r'(?s)<(script|style)\b[^>]*>.*?</\1>', lambda m: m[0][:m[0].index('>')+1], html)
+def without_code(html:str)->str:
+    "A page without what its scripts and styles say"
+    return re.sub(r'(?s)<(script|style)\b[^>]*>.*?</\1>', lambda m: m[0][:m[0].index('>')+1], html)
 
 def dead_ends(folder:Path)->list: # of (page, link)
     "Links of a built site that lead nowhere, or fetch something from elsewhere"
@@ -275,7 +277,9 @@ def llms(self:Site)->dict: # {path: text}
     return {'llms.txt': text} | {f'{o}.html.md': re.sub(r'(?s)```\{toctree\}.*?```\n*', '', as_text(self.pages[self.file_of(o)])) for o in self.all_pages() if self.file_of(o) in self.pages}
 
 # %% ../nbs/api/20f_site.ipynb #7cd5481d
-def site_folder(settings)->Path: return settings.state/'site'
+def site_folder(settings)->Path:
+    "Where the site is built"
+    return settings.state/'site'
 
 def check_parts():
     "Refuse to begin without what makes a site"

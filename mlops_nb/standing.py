@@ -74,7 +74,9 @@ def chart(
         drawn += [f'<circle class="s{k%5}{"" if name in lines else " faint"}" cx="{a}" cy="{b}" r="3"><title>{safe(name)}, {safe(s)}: {safe(number(v))}</title></circle>' for a,b,s,v in at]
     return Html('\n'.join([f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {chart_w} {chart_h}" width="{chart_w}" height="{chart_h}" class="chart" role="img" aria-label="{safe(label)}"><title>{safe(label)}</title><style>{chart_style}</style>', *drawn, *keys([*lines, *points]), '</svg>']))
 
-def is_number(v)->bool: return isinstance(v, (int,float)) and not isinstance(v, bool) and math.isfinite(v)
+def is_number(v)->bool:
+    "A finite number, and not true or false"
+    return isinstance(v, (int,float)) and not isinstance(v, bool) and math.isfinite(v)
 
 def keys(names:list)->list: # of SVG
     "Which color is what"
@@ -125,7 +127,9 @@ def study_charts(o:dict)->list: # of SVG
     return [chart(steps, {f'best {m} so far': best_so_far(values(m), d == 'maximize')}, {'trials': values(m)}, f'{m} of each trial of {o["name"]}', m) for m,d in o['goals']]
 
 # %% ../nbs/api/17d_standing.ipynb #436312ad
-def params_html(params:dict)->str: return ' '.join(f'{k}={number(v) if isinstance(v, float) else v}' for k,v in params.items())
+def params_html(params:dict)->str:
+    "Parameters on a line"
+    return ' '.join(f'{k}={number(v) if isinstance(v, float) else v}' for k,v in params.items())
 
 def study_page(
     o:dict, # facts of a study
