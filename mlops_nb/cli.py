@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['app', 'Env', 'Json', 'Params', 'ParamsFile', 'Pairs', 'PipelineName', 'RunId', 'schema_app', 'ModelName', 'Reason',
            'assignments', 'read_params_file', 'given', 'print_json', 'settings_of', 'new', 'run', 'of_trial', 'worst',
-           'tell_results', 'model_text', 'next_steps', 'duration', 'first_trials', 'tune', 'studies', 'study', 'ui',
-           'track', 'plan', 'check_study', 'runs', 'show', 'logs', 'diff', 'pin_runs', 'gc', 'reproduce', 'register',
-           'models', 'lineage', 'put_lineage', 'schema_infer', 'tell_promotion', 'promote', 'rollback', 'audit', 'card',
-           'serve', 'predict', 'export', 'tell_happening', 'tell_preview', 'watch', 'fire', 'triggers', 'replay',
-           'labels', 'alerts', 'monitor', 'findings_table', 'doctor', 'site_page', 'report_page', 'docs', 'in_groups',
-           'tell_error', 'main']
+           'tell_run', 'tell_results', 'model_text', 'next_steps', 'duration', 'first_trials', 'tune', 'studies',
+           'study', 'ui', 'track', 'plan', 'check_study', 'runs', 'show', 'logs', 'diff', 'pin_runs', 'gc', 'reproduce',
+           'register', 'models', 'lineage', 'put_lineage', 'schema_infer', 'tell_promotion', 'promote', 'rollback',
+           'audit', 'card', 'serve', 'predict', 'export', 'tell_happening', 'tell_preview', 'watch', 'fire', 'triggers',
+           'replay', 'labels', 'alerts', 'monitor', 'findings_table', 'doctor', 'site_page', 'report_page', 'docs',
+           'in_groups', 'tell_error', 'main']
 
 # %% ../nbs/api/21_cli.ipynb #27cabaaf
 import json, os, signal, sys
@@ -128,17 +128,25 @@ def worst(results)->str:
     return 'completed' if all(o.status == 'completed' for o in results) else 'failed'
 
 # %% ../nbs/api/21_cli.ipynb #9ee25443
+def tell_run(out, r):
+    "Print what became of a run"
+    from mlops_nb.show import against_baseline, gate_text, result_table
+    from rich.text import Text
+    out.print(f"\n[bold]{r.pipeline}[/]  run {r.run}")
+    out.print(result_table(r))
+    for o in against_baseline(r.metrics): out.print(f'[bold green]{o}[/]')
+    for o in r.gates: out.print(Text(gate_text(o), style='green' if o['ok'] else 'bold red'))
+
+# %% ../nbs/api/21_cli.ipynb #07491468
 def tell_results(results):
     "Print what became of the runs"
-    from mlops_nb.show import against_baseline, console, failure_text, gate_text, params_text, result_table
+    from mlops_nb.show import console, each_table, failure_text
     from rich.text import Text
     out = console()
+    if len(results) > 1: out.print(each_table(results))
+    else: tell_run(out, results[0])
     for r in results:
-        out.print(f"\n[bold]{r.pipeline}[/]  run {r.run}  {params_text(r.params) if len(results) > 1 else ''}".rstrip())
-        out.print(result_table(r))
-        for o in against_baseline(r.metrics): out.print(f'[bold green]{o}[/]')
-        for o in r.gates: out.print(Text(gate_text(o), style='green' if o['ok'] else 'bold red'))
-        for o in r.failures: out.print(Text.from_ansi(failure_text(o, os.getcwd(), out.is_terminal)))
+        for o in r.failures: out.print(Text.from_ansi(failure_text(o, os.getcwd(), out.is_terminal)), soft_wrap=True)
         for o in r.models: out.print(model_text(o), markup=False, soft_wrap=True)
     for o in next_steps(results, results[0].command): out.print(o, soft_wrap=True)
 
@@ -896,7 +904,8 @@ def tell_error(e:MlopsError, as_json:bool):
     from mlops_nb.show import console
     from rich.text import Text
     head = 'stopped' if isinstance(e, Stopped) else 'error'
-    console(stderr=True).print(Text.assemble((head, 'bold red'), ': ', str(e).removeprefix('stopped\n')), soft_wrap=True)
+    text = str(e).removeprefix('stopped\n').replace(f'\n  at {os.getcwd()}{os.sep}', '\n  at ') # from here
+    console(stderr=True).print(Text.assemble((head, 'bold red'), ': ', text), soft_wrap=True)
 
 # %% ../nbs/api/21_cli.ipynb #69d58f7c
 def main():

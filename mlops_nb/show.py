@@ -6,9 +6,9 @@
 __all__ = ['styles', 'whole', 'seconds', 'number', 'metrics_text', 'against_baseline', 'gate_text', 'from_cell', 'page',
            'console', 'table', 'styled', 'megabytes', 'bytes_text', 'result_table', 'plan_table', 'source_view',
            'failure_text', 'error_line', 'Lines', 'label', 'line_of', 'Bars', 'bar', 'Seldom', 'listener', 'ago',
-           'moment', 'params_text', 'took', 'runs_table', 'stages_of', 'collected_text', 'firing_text', 'run_head',
-           'rung_text', 'show_run', 'output_text', 'source_numbers', 'log_text', 'executed_notebook', 'notebook_gone',
-           'stage_logs']
+           'moment', 'params_text', 'each_table', 'took', 'runs_table', 'stages_of', 'collected_text', 'firing_text',
+           'run_head', 'rung_text', 'show_run', 'output_text', 'source_numbers', 'log_text', 'executed_notebook',
+           'notebook_gone', 'stage_logs']
 
 # %% ../nbs/api/09b_show.ipynb #4f9bd8d9
 import math, os, sys, time
@@ -247,7 +247,7 @@ def bar(row:dict, width:int=20)->str:
 class Seldom(Lines):
     "Tells a long run now and then"
     def __enter__(self):
-        self.began,self.wait = time.monotonic(),5
+        self.began,self.wait = time.monotonic(),10
         return self
 
     def __call__(self, kind, run, stage=None, data=None):
@@ -281,6 +281,20 @@ def moment(stamp:str)->str: # '' for None
 def params_text(params:dict)->str: 
     "What a run was given, on one line"
     return ' '.join(f'{k}={v}' for k,v in (params or {}).items())
+
+# %% ../nbs/api/09b_show.ipynb #f4a438d0
+def each_table(
+    results:list, # of `RunResult`
+    most:int=6, # metrics to show
+):
+    "Runs of one pipeline side by side, with the metrics in which they differ"
+    told = list(dict.fromkeys(k for r in results for k in r.metrics))
+    names = [k for k in told if len({r.metrics.get(k) for r in results}) > 1][:most]
+    def value(r, k): return number(r.metrics[k]) if k in r.metrics else ''
+    def gates(r): return styled('completed', 'hold') if all(o['ok'] for o in r.gates) else styled('failed', 'REFUSED')
+    gated = any(r.gates for r in results)
+    rows = [(r.run, _safe(params_text(r.params)), styled(r.status), *(value(r, k) for k in names), *([gates(r) if r.gates else ''] if gated else [])) for r in results]
+    return table('', 'run', 'with', 'status', *names, *(['gates'] if gated else []), rows=rows, right=names)
 
 # %% ../nbs/api/09b_show.ipynb #c6d1e089
 def took(row:dict)->str:
