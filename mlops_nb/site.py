@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['lab', 'shelves', 'many', 'conf', 'sources', 'Site', 'open_site', 'committed', 'origin_of', 'toctree', 'text_of',
            'put_files', 'run_sphinx', 'remove_stale', 'without_code', 'dead_ends', 'leads_somewhere', 'site_folder',
-           'check_parts', 'replace_folder', 'gather', 'build', 'build_project', 'step_of', 'site_progress']
+           'check_parts', 'replace_folder', 'gather', 'anew_after_failure', 'build', 'build_project', 'step_of',
+           'site_progress']
 
 # %% ../nbs/api/20f_site.ipynb #2f1d1c51
 import json, os, re, subprocess, sys, tempfile
@@ -318,6 +319,17 @@ def gather(
     site.shelve()
     return site
 
+# %% ../nbs/api/20f_site.ipynb #591a0a24
+@contextmanager
+def anew_after_failure(known:Path):
+    "What Sphinx knows of pages is forgotten if the block didn't come to its end the last time"
+    import shutil
+    mark = known.with_name('unfinished')
+    if mark.exists(): shutil.rmtree(known, ignore_errors=True)
+    mark.touch()
+    yield
+    mark.unlink()
+
 # %% ../nbs/api/20f_site.ipynb #2c7a24be
 def build(
     settings,
@@ -337,10 +349,11 @@ def build(
         except OSError: raise ConfigError("somebody else is building this site", where=str(home), remedy="wait until that has ended") from None
         site = gather(settings, more, executed)
         put_files(home/'source', site.pages | {'conf.py': conf.format(name=site.name), '_static/site.css': style, '_static/site.js': script})
-        run_sphinx(home/'source', built, told, settings.jobs)
-        remove_stale(built, site.all_pages())
-        for k,v in site.llms().items(): atomic_write(built/k, v)
-        if dead := dead_ends(built): raise StageError("the site has links that lead nowhere:\n" + '\n'.join(f'  {page}: {to}' for page,to in dead[:20]), where=str(built), remedy="correct the notebooks that these pages are made of")
+        with anew_after_failure(home/'doctrees'):
+            run_sphinx(home/'source', built, told, settings.jobs)
+            remove_stale(built, site.all_pages())
+            for k,v in site.llms().items(): atomic_write(built/k, v)
+            if dead := dead_ends(built): raise StageError("the site has links that lead nowhere:\n" + '\n'.join(f'  {page}: {to}' for page,to in dead[:20]), where=str(built), remedy="correct the notebooks that these pages are made of")
         replace_folder(built, dest)
     return dest/'index.html'
 
