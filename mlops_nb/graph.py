@@ -152,15 +152,15 @@ def straight(rows:list, wide:dict)->dict: # {place: (x, width)}
         return side*(half + gap + lane*slot) - slot/2
     return {o: (x(o), wide.get(o, slot)) for r in rows for o in r}
 
-# %% ../nbs/api/11l_graph.ipynb #a942e4aa
+# %% ../nbs/api/11l_graph.ipynb #bfbbb8eb
 def across(rows:list, wide:dict)->dict: # {place: (x, width)}
     "Where everything stands, from left to right"
     at = straight(rows, wide) if all(sum(o in wide for o in r) == 1 for r in rows) else {}
     for row in rows if not at else ():
         x,found = 0,{}
-        for o in row:
+        for o,after in zip(row, [*row[1:], None]):
             w = wide.get(o, slot)
-            found[o],x = (x, w), x + w + (gap if o in wide else 0)
+            found[o],x = (x, w), x + w + (gap if {o, after} & wide.keys() else 0)
         mids = [a+w/2 for o,(a,w) in found.items() if o in wide]
         at.update({o: (a - sum(mids)/len(mids), w) for o,(a,w) in found.items()})
     left = min(a for a,_ in at.values())
