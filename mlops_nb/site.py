@@ -187,7 +187,8 @@ def shelve(self:Site):
         if found: self.append('index', toctree(found, 'index', caption))
     for o in self.all_pages():
         folder,_,name = o.rpartition('/')
-        if folder and name == 'index' and (below := self.under(folder)): self.append(o, toctree(below, o))
+        if folder and name == 'index' and '{toctree}' not in str(self.pages[self.file_of(o)]) and (below := self.under(folder)): # living pages bring their own
+            self.append(o, toctree(below, o))
 
 # %% ../nbs/api/20f_site.ipynb #8bba2ca9
 def text_of(page)->bytes:
