@@ -3168,6 +3168,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlops_nb.trigger.files_of': ('api/trigger.html#files_of', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.filled': ('api/trigger.html#filled', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.find_trigger': ('api/trigger.html#find_trigger', 'mlops_nb/trigger.py'),
+                                  'mlops_nb.trigger.from_here': ('api/trigger.html#from_here', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.grown': ('api/trigger.html#grown', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.is_settled': ('api/trigger.html#is_settled', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.length_text': ('api/trigger.html#length_text', 'mlops_nb/trigger.py'),
