@@ -61,11 +61,6 @@ def usual_windows(start:str, span:str, n:int=7)->list: # of beginnings, oldest f
     return found[:0:-1]
 
 # %% ../nbs/api/16e_monitor.ipynb #81ca6973
-def _seen(ws, key:str)->dict:
-    "What was seen before"
-    t = ws.ledger.t.watched
-    with ws.ledger.db.read() as c: return c.execute(t.select().with_only_columns(t.c.state).where(t.c.trigger == key)).scalar_one_or_none() or {}
-
 def _remember(ws, key:str, state:dict):
     "What has been seen now"
     t,row = ws.ledger.t.watched, dict(state=state, time=stamp())
@@ -149,7 +144,7 @@ class Lookout:
         self.ws,self.registry = workplace(settings)
         self.registry.version(model, 'latest') # there is such a model
         self.key,self.yard,self.references = f'monitor:{model}:{self.span}', Yards(self.ws, model), {}
-        self.seen = _seen(self.ws, self.key)
+        self.seen = self.ws.ledger.state_of(self.key) or {}
         self.look = Look(model, self.span, blind=self.yard.blind)
     def __enter__(self): return self
     def __exit__(self, *args): self.ws.ledger.close()

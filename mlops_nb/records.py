@@ -358,3 +358,10 @@ def pins(self:Records)->set: # ids of runs
     "The runs that are pinned"
     last = {o['run_id']: o['kind'] for o in sorted([*self.events('pinned', limit=10**6), *self.events('unpinned', limit=10**6)], key=lambda o: o['id'])}
     return {k for k,v in last.items() if v == 'pinned'}
+
+# %% ../nbs/api/03d_records.ipynb #5d667c90
+@patch
+def state_of(self:Records, name:str)->dict|None: # None: nobody has looked yet
+    "How far a trigger or a monitor has looked"
+    t = self.t.watched
+    with self.db.read() as c: return next((o['state'] for o in as_rows(c.execute(t.select().where(t.c.trigger==name)))), None)

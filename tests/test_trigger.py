@@ -6,7 +6,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from mlops_nb.alert import raise_alert
-from mlops_nb.fire import at_trigger, fire, firing_of_run, firings, new_firing, state_of, write_firing
+from mlops_nb.fire import at_trigger, fire, firing_of_run, firings, new_firing, write_firing
 from mlops_nb.plan import Workspace
 from mlops_nb.process import as_owner, this_process
 from mlops_nb.trigger import Event, find_trigger
@@ -194,7 +194,7 @@ def test_a_dry_run_and_the_listings(tmp_path):
     said = p.inside('watch', '--dry-run').out
     assert 'would run: 1 new or changed file: drop/a.txt' in said
     ws = Workspace(p.settings)
-    assert firings(ws) == [] and state_of(ws, 'files') is None
+    assert firings(ws) == [] and ws.ledger.state_of('files') is None
     assert p.inside('fire', 'call', '-p', 'n=2', '--id', 'mine', '--json').json['status'] == 'waiting'
     assert [o['what'] for o in p.inside('watch', '--dry-run', '--json').json['triggers']] == ['would run', 'would run']
     done = p.inside('fire', 'call', '-p', 'n=2', '--id', 'mine', '--wait')
