@@ -436,14 +436,14 @@ def champion_of(ws, model:str)->str: # '': nobody
     return str(h['version']) if h else ''
 
 def pass_others(t:Trigger, new:list, champion:str)->Event:
-    "Of events that come together one fires, the others are passed over; gives the one"
-    def first(o): 
-        mine = o.data['version'] == champion
-        return mine and t.rollback, o.data['start'], o.data['end'], mine, version_key(o.data['version'])
-    one = max(new, key=first)
-    for o in new:
-        newer,same = o.data['start'] < one.data['start'], o.data['version'] == one.data['version']
-        if o is not one: o.passed = f"a newer window says the same: {one.data['start'][:16]}" if newer or same else f"there is one about version {one.data['version']}" + (", the champion" if one.data['version'] == champion else '')
+    "Of events that come together one fires, that of the champion if there is any, the newest; the others are passed over, and stand beside it. Gives the one"
+    one = max(new, key=lambda o: (o.data['version'] == champion, o.data['start'], o.data['end'], version_key(o.data['version'])))
+    for o in (o for o in new if o is not one):
+        older,same = o.data['start'] < one.data['start'], o.data['version'] == one.data['version']
+        o.passed = f"a newer window says the same: {one.data['start'][:16]}" if older or same else f"there is one about version {one.data['version']}" + (", the champion" if one.data['version'] == champion else '')
+    one.data |= dict(beside=[dict(version=o.data['version'], start=o.data['start'], end=o.data['end'], what=o.data['what'], alerts=o.data['alerts']) for o in new if o is not one])
+    last = max(new, key=lambda o: o.data.get('labelled', '')).data # what is known of outcomes is known for all
+    one.data |= {k: last[k] for k in ('labelled','labelled_month') if k in last}
     return one
 
 def look_at_alerts(ws, t:Trigger, state:dict|None, now:datetime)->Seen:
