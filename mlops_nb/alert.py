@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['alert_kinds', 'told_keys', 'patience', 'alert_id', 'check_kind', 'plain', 'next_time', 'outlets', 'raise_alert',
            'alerts', 'span_text', 'alert_text', 'as_line', 'tell_log', 'whole_lines', 'append_once', 'tell_file',
-           'is_loopback', 'webhook_of', 'in_time', 'Unheard', 'opener', 'post', 'tell_webhook', 'untold', 'note_told',
-           'only_one', 'tell_outlet', 'tell_alerts', 'told_text', 'alerts_table']
+           'webhook_of', 'in_time', 'Unheard', 'opener', 'post', 'tell_webhook', 'untold', 'note_told', 'only_one',
+           'tell_outlet', 'tell_alerts', 'told_text', 'untold_text', 'alerts_table']
 
 # %% ../nbs/api/16d_alert.ipynb #7fca0cdb
 import fcntl, json, os, sys, threading
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from .config import hidden_parts, mask_url, shown_place
 from .core import ConfigError, MlopsError, ParameterError, StoreError, did_you_mean, digest_json, writing
+from .dashboard import is_local
 from .predlog import moment_of
 from .tables import as_rows, insert_new, stamp
 
@@ -146,11 +146,6 @@ def tell_file(settings, o:dict):
     with writing(path, 'the file of alerts'): append_once(path, o['id'], as_line(o).encode() + b'\n')
 
 # %% ../nbs/api/16d_alert.ipynb #def0e298
-def is_loopback(host:str)->bool:
-    "Is this address this machine?"
-    try: return host == 'localhost' or ip_address(host).is_loopback
-    except ValueError: return False
-
 def webhook_of(url:str)->tuple: # (address, headers, is it this machine?)
     "A webhook's address, checked, and its login"
     from base64 import b64encode
@@ -158,10 +153,10 @@ def webhook_of(url:str)->tuple: # (address, headers, is it this machine?)
         u = urlsplit(url)
         host,_ = u.hostname or '', u.port
     except ValueError: u,host = None, ''
-    if not host or not (u.scheme == 'https' or u.scheme == 'http' and is_loopback(host)):
+    if not host or not (u.scheme == 'https' or u.scheme == 'http' and is_local(host)):
         raise ConfigError("alerts go to an https address, or to this machine", where=f'settings.ini, alert_webhook = {shown_place(url)}', remedy="write https://…")
     login = b64encode(f"{unquote(u.username or '')}:{unquote(u.password or '')}".encode()).decode() if '@' in u.netloc else ''
-    return u._replace(netloc=u.netloc.rpartition('@')[2]).geturl(), {'Authorization': f'Basic {login}'} if login else {}, is_loopback(host)
+    return u._replace(netloc=u.netloc.rpartition('@')[2]).geturl(), {'Authorization': f'Basic {login}'} if login else {}, is_local(host)
 
 # %% ../nbs/api/16d_alert.ipynb #954329ca
 patience = 10. # seconds for an answer
@@ -269,6 +264,13 @@ def tell_alerts(ws)->dict: # {outlet: {told: how many, problem: '' or what was w
 def told_text(o:dict)->str:
     "Who has been told, in words"
     return ', '.join(k if v else f'{k}: not yet' for k,v in (o['told'] or {}).items() if not v or 'refused' not in v) + ''.join(f'; {k} {v.partition(" ")[2]}' for k,v in (o['told'] or {}).items() if v and 'refused' in v)
+
+def untold_text(ws)->str: # '': everybody has heard
+    "Who hasn't been told of what yet, in words"
+    left = untold(ws)
+    waits = {k: [o for o in left if o['told'].get(k, '') is None] for k in dict.fromkeys(k for o in left for k in o['told'])}
+    told = [f"{k}: {len(v)} since {v[0]['time'][:16].replace('T', ' ')}" for k,v in waits.items() if v]
+    return f"Not told yet, and tried again at each look: {', '.join(told)}" if told else ''
 
 def alerts_table(rows:list):
     "Alerts as a table"

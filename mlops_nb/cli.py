@@ -802,13 +802,14 @@ def alerts(
     as_json:Json=False,
 ):
     "What the monitors found, the oldest first, and who has been told."
-    from mlops_nb.alert import alerts as raised, alerts_table
+    from mlops_nb.alert import alerts as raised, alerts_table, untold_text
     from mlops_nb.plan import Workspace
-    found = raised(Workspace(settings_of(env)), name, kind or None)[-limit:]
+    found = raised(ws := Workspace(settings_of(env)), name, kind or None)[-limit:]
     if as_json: return print_json(dict(alerts=found))
     if not found: return print("No alerts.")
     from mlops_nb.show import console
     console().print(alerts_table(found))
+    if waits := untold_text(ws): print(waits)
 
 # %% ../nbs/api/21_cli.ipynb #51bba9d1
 @app.command()

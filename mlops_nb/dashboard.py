@@ -9,6 +9,7 @@ __all__ = ['same', 'TokenCheck', 'Server', 'Quiet', 'make_server', 'dashboard_ap
 # %% ../nbs/api/10g_dashboard.ipynb #0ef582c9
 import errno, hmac, re, secrets, socket, socketserver
 from http.cookies import CookieError, SimpleCookie
+from ipaddress import ip_address
 from urllib.parse import parse_qs, urlencode
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from .core import ConfigError
@@ -137,5 +138,6 @@ def studies_ui(
         except KeyboardInterrupt: pass
 
 def is_local(host:str)->bool:
-    "Does this address reach this machine alone?"
-    return host in ('localhost', '::1') or host.startswith('127.')
+    "Is this address this machine? A name that only begins like one of its numbers isn't"
+    try: return host == 'localhost' or ip_address(host).is_loopback
+    except ValueError: return False

@@ -34,10 +34,10 @@ class Troubles:
     def rest(self, name:str)->bool: 
         "Is it left alone for now?"
         return name in self.known and time.monotonic() < self.known[name][1]
-    def note(self, name:str, e:Exception):
+    def note(self, name:str, e:Exception, what:str='error'):
         n,_,words = self.known.get(name, (0, 0, ''))
         self.known[name] = n+1, time.monotonic() + min(self.most, self.wait*2**n), in_words(e)
-        if words != in_words(e): self.tell(dict(what='error', trigger=name, text=in_words(e), remedy=getattr(e, 'remedy', '')))
+        if words != in_words(e): self.tell(dict(what=what, trigger=name, text=in_words(e), remedy=getattr(e, 'remedy', '')))
     def over(self, name:str):
         if self.known.pop(name, None): self.tell(dict(what='works again', trigger=name, text="it can be looked at again"))
 
@@ -88,10 +88,19 @@ def see_models(self:Watcher, ws)->list:
 def see_model(self:Watcher, model:str):
     "Have the monitor look; that takes a twentieth of our time at most"
     began = time.monotonic()
-    try: look_at(self.settings, model, self.clock())
+    try: found = look_at(self.settings, model, self.clock())
     except Exception as e: self.stumble(f'monitor {model}', e)
-    else: self.troubles.over(f'monitor {model}')
+    else:
+        self.troubles.over(f'monitor {model}')
+        self.hear(f'monitor {model}: ', found.trouble)
     self.looked[model] = time.monotonic() + 19*(time.monotonic() - began)
+
+@patch
+def hear(self:Watcher, of:str, trouble:dict):
+    "What a look couldn't do, and will try again: a file of the log, a window, an outlet that wasn't told of its alerts"
+    for k,why in trouble.items(): self.troubles.note(of+k, MlopsError(why.partition('\n')[0]), 'trouble')
+    for k in [*self.troubles.known]:
+        if k.startswith(of) and k.removeprefix(of) not in trouble: self.troubles.over(k)
 
 @patch
 def see_again(self:Watcher, ws)->list: 
