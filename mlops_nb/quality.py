@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['bins', 'yes_no', 'amount', 'figures_of', 'usual_limits', 'least', 'bin_of', 'centers', 'Quality', 'sums_of',
-           'quality_of', 'spread_of', 'quality_from', 'Estimate', 'wilson', 'interval', 'enough', 'spread_of_figures',
-           'usual_spread', 'compared', 'told_worse', 'worsenings', 'worse', 'reference_quality', 'starts_of',
-           'start_text', 'quality_by', 'qualities']
+           'quality_of', 'spread_of', 'Estimate', 'wilson', 'interval', 'enough', 'spread_of_figures', 'usual_spread',
+           'compared', 'told_worse', 'worsenings', 'worse', 'reference_quality', 'starts_of', 'start_text',
+           'quality_by', 'qualities']
 
 # %% ../nbs/api/16c_quality.ipynb #18ed3978
 import math
@@ -91,24 +91,6 @@ def __add__(self:Quality, other:Quality)->Quality:
 def __radd__(self:Quality, other)->Quality: 
     "So that `sum` works, which begins with 0"
     return self if other == 0 else other+self
-
-# %% ../nbs/api/16c_quality.ipynb #e179874d
-@patch
-def as_json(self:Quality)->dict:
-    "As plain data"
-    told = dict(kind=self.kind, n=self.n, odd=self.odd, sums=self.sums)
-    if self.counts is None: return told
-    at = self.counts.any(0).nonzero()[0]
-    return told | dict(at=at.tolist(), no=self.counts[0,at].tolist(), yes=self.counts[1,at].tolist())
-
-def quality_from(o:dict)->Quality: 
-    "A quality from its JSON"
-    import numpy as np
-    q = Quality(o['kind'], o['n'], o['odd'], dict(o['sums']))
-    if q.kind == yes_no:
-        q.counts = np.zeros((2, bins), np.int64)
-        q.counts[:,o['at']] = o['no'],o['yes']
-    return q
 
 # %% ../nbs/api/16c_quality.ipynb #0672adbc
 class Estimate(NamedTuple):
