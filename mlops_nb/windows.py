@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from .columns import as_columns
 from .core import LedgerError, MlopsError, ModelError, ParameterError, did_you_mean
-from .package import fit_rows, load_package
+from .package import fit_rows, load_package, made_suffix
 from .parity import Watched
 from .predlog import column_name, log_folder, missed_folder
 from .quick import Quick
@@ -114,8 +114,8 @@ def ask_again(
     watched = Watched(quick.model if quick else yard.package.model)
     rows = fit_rows(yard.about['columns'], rows)
     said = yard.package.loaded.function(watched, as_columns(rows) if quick else rows, **{k: yard.package.loaded.table(k) for k in yard.about['tables']})
-    made = watched.rows
-    return {k: made[k] for k in yard.features if made is not None and k in made}, said
+    made = {} if watched.rows is None else watched.rows
+    return {k: made[of] for k in yard.features if (of := k.removesuffix(made_suffix)) in made}, said
 
 def differing(said, logged): # array of booleans
     "Which predictions differ"
