@@ -1259,6 +1259,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlops_nb.labels.outcome_of': ('api/labels.html#outcome_of', 'mlops_nb/labels.py'),
                                  'mlops_nb.labels.read_labels': ('api/labels.html#read_labels', 'mlops_nb/labels.py'),
                                  'mlops_nb.labels.stored_tables': ('api/labels.html#stored_tables', 'mlops_nb/labels.py'),
+                                 'mlops_nb.labels.tell_labels': ('api/labels.html#tell_labels', 'mlops_nb/labels.py'),
                                  'mlops_nb.labels.times_in': ('api/labels.html#times_in', 'mlops_nb/labels.py'),
                                  'mlops_nb.labels.values_in': ('api/labels.html#values_in', 'mlops_nb/labels.py'),
                                  'mlops_nb.labels.when_column': ('api/labels.html#when_column', 'mlops_nb/labels.py'),

@@ -6,7 +6,7 @@
 __all__ = ['who_answered', 'numbers', 'is_binary', 'Outcome', 'foretelling', 'outcome_in', 'outcome_of', 'label_columns', 'wrong',
            'keys_in', 'values_in', 'times_in', 'read_labels', 'newest_of', 'label_folder', 'digest_of', 'keep_labels',
            'label_files', 'hashed', 'Labels', 'labels_of', 'micros', 'may_hold', 'stored_tables', 'log_parts',
-           'when_column', 'labelled_parts', 'labelled', 'count_answered', 'add_labels', 'labels_text']
+           'when_column', 'labelled_parts', 'labelled', 'count_answered', 'add_labels', 'tell_labels', 'labels_text']
 
 # %% ../nbs/api/15h_labels.ipynb #91690b24
 import hashlib, json
@@ -401,6 +401,16 @@ def add_labels(
     answered = count_answered(settings, model, mine)
     return dict(model=model, outcome=outcome.name or 'label', file=str(path), new=new, keys=len(keys), empty=empty, twice=twice, again=int((before.places(keys) >= 0).sum()) if new else 0,
         answered=answered, unknown=None if answered is None else len(keys)-answered)
+
+# %% ../nbs/api/15h_labels.ipynb #e9f1154d
+def tell_labels(
+    model:str, # its name
+    table, # as in `add_labels`
+)->dict: # of `add_labels`; `file` is only its name
+    "Take labels over, in the project that the work is in"
+    from mlops_nb.config import load_settings
+    o = add_labels(load_settings(), model, table)
+    return o | dict(file=Path(o['file']).stem)
 
 # %% ../nbs/api/15h_labels.ipynb #79d89509
 def _times(n:int, one:str, many:str)->str: return f"{n:,} {one if n == 1 else many}"
