@@ -103,10 +103,9 @@ def hear(self:Watcher, of:str, trouble:dict):
         if k.startswith(of) and k.removeprefix(of) not in trouble: self.troubles.over(k)
 
 @patch
-def see_again(self:Watcher, ws)->list: 
-    "What a run may have changed: data that came while an earlier firing waited was left alone, and models may be judged by what it brought in"
-    self.looked.clear()
-    return self.see_triggers(ws, [o for o in self.triggers if o.on == 'data']) + self.see_models(ws)
+def see_data(self:Watcher, ws)->list: 
+    "Data that came while an earlier firing waited was left alone, and is looked at when that is done"
+    return self.see_triggers(ws, [o for o in self.triggers if o.on == 'data'])
 
 @patch
 def see_triggers(self:Watcher, ws, triggers:list)->list: # of new rows
@@ -143,6 +142,24 @@ def as_clock(now):
     at = now if now.tzinfo else now.replace(tzinfo=timezone.utc)
     return lambda: at
 
+@patch
+def to_the_end(self:Watcher, ws, triggers:list)->list: # ids of firings
+    "Do what waits of some triggers, and what new data brings up meanwhile"
+    ids = []
+    while done := run_waiting(self.settings, ws, triggers, self.clock, self.tell): ids += done + [o['id'] for o in self.see_data(ws)]
+    return ids
+
+@patch
+def settle(self:Watcher, ws)->list: # ids of firings
+    "Look and do what fires, until nothing new comes up"
+    ids,world = [o['id'] for o in self.see_world(ws)], [o for o in self.triggers if not o.model]
+    while True:
+        ids += self.to_the_end(ws, world)
+        self.looked.clear() # whoever looks once needn't save time
+        ids += [o['id'] for o in self.see_models(ws)]
+        if not (done := self.to_the_end(ws, self.triggers)): return ids
+        ids += done
+
 def watch_once(
     settings, 
     now=None, # a moment, or a function that says what time it is; default: the real one
@@ -152,10 +169,7 @@ def watch_once(
     "Look at all triggers once, and do what waits to its end"
     w = Watcher(settings, as_clock(now), listener)
     with at_ledger(settings, ws) as mine, signals_as_interrupt():
-        try:
-            ids = [o['id'] for o in w.see(mine)]
-            while done := run_waiting(settings, mine, w.triggers, w.clock, w.tell):
-                ids += done + [o['id'] for o in w.see_again(mine)]
+        try: ids = w.settle(mine)
         except (KeyboardInterrupt, Stopped): raise Stopped("the watch was stopped", remedy="the next one carries on: mlops-nb watch") from None
         return [firing(mine, o) for o in dict.fromkeys(ids)]
 
