@@ -142,6 +142,7 @@ def as_clock(now):
     at = now if now.tzinfo else now.replace(tzinfo=timezone.utc)
     return lambda: at
 
+# %% ../nbs/api/17b_watch.ipynb #6ab3cc7f
 @patch
 def to_the_end(self:Watcher, ws, triggers:list)->list: # ids of firings
     "Do what waits of some triggers, and what new data brings up meanwhile"
@@ -160,6 +161,7 @@ def settle(self:Watcher, ws)->list: # ids of firings
         if not (done := self.to_the_end(ws, self.triggers)): return ids
         ids += done
 
+# %% ../nbs/api/17b_watch.ipynb #a5f9fbb9
 def watch_once(
     settings, 
     now=None, # a moment, or a function that says what time it is; default: the real one
