@@ -45,7 +45,7 @@ docs: venv ## Build the site of the notebooks, with what was run (ARGS=--open)
 	$(BIN)/mlops-nb docs $(ARGS)
 
 lab: venv ## Open JupyterLab (ARGS=...); notebooks are cleaned as they are saved
-	$(BIN)/jupyter lab --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter $(ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter $(ARGS)
 
 export: venv ## Bring the package and README.md in step with the notebooks, and clean these
 	$(BIN)/python setup.py export

@@ -15,7 +15,7 @@ def clone(tmp_path):
     "What of this project a tutorial works on, without anything that was ever run"
     for o in ('pyproject.toml', 'settings.ini'): shutil.copyfile(root/o, tmp_path/o)
     shutil.copytree(root/'nbs'/'pipelines', tmp_path/'nbs'/'pipelines', ignore=shutil.ignore_patterns('data', '.*'))
-    shutil.copytree(root/'nbs'/'tutorials', tmp_path/'nbs'/'tutorials', ignore=shutil.ignore_patterns('data', '.*'))
+    shutil.copytree(root/'nbs'/'tutorials', tmp_path/'nbs'/'tutorials', ignore=shutil.ignore_patterns('_work', '.*'))
     return tmp_path
 
 
