@@ -164,7 +164,7 @@ def test_private_fields_are_passed_over(project):
     assert set(facts['windows'][0]['drift']) == {'x'} and facts['windows'][0]['skew']['compared'] == 0
 
 
-script = 'from mlops_nb.config import load_settings\nfrom mlops_nb.plan import Workspace\nfrom mlops_nb.windows import update\nprint("go", flush=True)\nprint(update(Workspace(load_settings()), "demo"))'
+script = 'from mlops_nb import windows\nfrom mlops_nb.config import load_settings\nfrom mlops_nb.plan import Workspace\nwindows.most_files = 7\nprint("go", flush=True)\nprint(windows.update(Workspace(load_settings()), "demo"))'
 
 
 def test_killed_or_two_at_once_each_row_is_counted_once(project):
