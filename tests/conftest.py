@@ -14,6 +14,14 @@ for o in (signal.SIGTERM, signal.SIGHUP):
 os.environ['MLOPS_MLFLOW'] = 'none' # MLflow is told of the runs of those tests alone that are about it
 
 
+first = ['test_replay', 'test_tutorials', 'test_flights', 'test_site', 'test_serve', 'test_tune', 'test_conformance'] # files that take long
+
+
+def pytest_collection_modifyitems(items):
+    "Long files come first, so that workers who share the tests end together"
+    items.sort(key=lambda o: first.index(o.path.stem) if o.path.stem in first else len(first))
+
+
 @pytest.fixture
 def project(tmp_path):
     "An empty scratch project; nothing of it outlives the test"
