@@ -271,9 +271,9 @@ def champion_of(world:World)->int|None:
     with at_ledger(world.settings) as ws: row = holder(ws, world.model)
     return row and row['version']
 
-def fired(world:World)->list: # rows, oldest first
+def fired(world:World)->list: # rows, oldest first; those of one look as their triggers stand in the settings
     "What fired, and what didn't"
-    with at_ledger(world.settings) as ws: return firings(ws, limit=10**6)
+    with at_ledger(world.settings) as ws: return sorted(firings(ws, limit=10**6), key=lambda o: (o['time'], [*world.settings.triggers].index(o['trigger']), o['why']))
 
 def alarmed(world:World)->list: # rows, oldest first
     "What was alarming"
