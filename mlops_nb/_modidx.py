@@ -2695,6 +2695,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlops_nb.site.build': ('api/site.html#build', 'mlops_nb/site.py'),
                                'mlops_nb.site.build_project': ('api/site.html#build_project', 'mlops_nb/site.py'),
                                'mlops_nb.site.check_parts': ('api/site.html#check_parts', 'mlops_nb/site.py'),
+                               'mlops_nb.site.check_place': ('api/site.html#check_place', 'mlops_nb/site.py'),
                                'mlops_nb.site.committed': ('api/site.html#committed', 'mlops_nb/site.py'),
                                'mlops_nb.site.dead_ends': ('api/site.html#dead_ends', 'mlops_nb/site.py'),
                                'mlops_nb.site.gather': ('api/site.html#gather', 'mlops_nb/site.py'),

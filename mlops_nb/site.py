@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['lab', 'shelves', 'many', 'conf', 'sources', 'Site', 'open_site', 'committed', 'origin_of', 'toctree', 'text_of',
            'put_files', 'run_sphinx', 'remove_stale', 'without_code', 'dead_ends', 'leads_somewhere', 'site_folder',
-           'check_parts', 'replace_folder', 'gather', 'anew_after_failure', 'build', 'build_project', 'step_of',
-           'site_progress']
+           'check_parts', 'check_place', 'replace_folder', 'gather', 'anew_after_failure', 'build', 'build_project',
+           'step_of', 'site_progress']
 
 # %% ../nbs/api/20f_site.ipynb #2f1d1c51
 import json, os, re, subprocess, sys, tempfile
@@ -16,7 +16,7 @@ from html import escape, unescape
 from pathlib import Path
 from urllib.parse import unquote
 from .config import load_settings, nbdev_paths, read_pyproject
-from .core import ConfigError, StageError, atomic_write
+from .core import ConfigError, StageError, atomic_write, writing
 from .look import glance, script, sphinx_settings, style
 from .page import Page, as_markdown, below_title, exported_to, processed, symbols_of, title_of
 from .pipeline import pipeline_names
@@ -289,10 +289,16 @@ def check_parts():
     if lacking := [o for o in ('sphinx','myst_nb','furo','sphinx_copybutton','nbdev') if not find_spec(o)]:
         raise ConfigError(f"a site needs {' and '.join(lacking)}", where='this environment', remedy='pip install "mlops_nb[docs]"')
 
+def check_place(dest:Path, root:Path):
+    "Refuse to put a site where something else is: in place of a file, of the project, or of a folder that is no site"
+    remedy = "name another one: mlops-nb docs --out FOLDER"
+    if dest.exists() and not dest.is_dir(): raise ConfigError("a site is a folder, and this is a file", where=str(dest), remedy=remedy)
+    a_site = all((dest/o).exists() for o in ('llms.txt','objects.inv'))
+    if root.is_relative_to(dest) or dest.exists() and any(dest.iterdir()) and not a_site: raise ConfigError("this folder is no site, and would be emptied", where=str(dest), remedy=remedy)
+
 def replace_folder(new:Path, dest:Path):
-    "Put a folder where another one is; that must be a site, too"
+    "Put a folder where another one is, or none"
     import shutil
-    if dest.exists() and any(dest.iterdir()) and not (dest/'llms.txt').exists(): raise ConfigError("this folder is no site, and would be emptied", where=str(dest), remedy="name another one: mlops-nb docs --out FOLDER")
     ready,gone = (dest.with_name(f'.{dest.name}.{o}') for o in ('new','old'))
     for o in (ready, gone): shutil.rmtree(o, ignore_errors=True)
     shutil.copytree(new, ready)
@@ -344,6 +350,7 @@ def build(
     check_parts()
     home = site_folder(settings)
     dest,built = Path(dest or home/'html').resolve(), home/'built'
+    with writing(dest, 'the site', ConfigError): check_place(dest, settings.root.resolve())
     home.mkdir(parents=True, exist_ok=True)
     with open(home/'lock', 'w') as f:
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -355,7 +362,7 @@ def build(
             remove_stale(built, site.all_pages())
             for k,v in site.llms().items(): atomic_write(built/k, v)
             if dead := dead_ends(built): raise StageError("the site has links that lead nowhere:\n" + '\n'.join(f'  {page}: {to}' for page,to in dead[:20]), where=str(built), remedy="correct the notebooks that these pages are made of")
-        replace_folder(built, dest)
+        with writing(dest, 'the site', ConfigError): replace_folder(built, dest)
     return dest/'index.html'
 
 # %% ../nbs/api/20f_site.ipynb #422f29d4
