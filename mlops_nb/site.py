@@ -263,6 +263,7 @@ def leads_somewhere(folder:Path, page:str, tag:str, to:str, places:dict)->bool:
     if re.match(r'(?:[a-z][a-z0-9+.-]*:)?//|mailto:|data:', to): return tag == 'a' or to.startswith('data:')
     path,_,place = to.partition('#')
     path = os.path.normpath(os.path.join(os.path.dirname(page), unquote(path.partition('?')[0]))) if path.partition('?')[0] else page
+    if path.startswith(('/','..')): return False # it may be there on this machine, and isn't of the site
     return (folder/path).exists() and (not place or path not in places or unquote(place) in places[path])
 
 # %% ../nbs/api/20f_site.ipynb #39e6afee
