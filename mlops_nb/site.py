@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from html import escape, unescape
 from pathlib import Path
 from urllib.parse import unquote
-from .config import load_settings, nbdev_paths, read_pyproject
+from .config import nbdev_paths, read_pyproject
 from .core import ConfigError, StageError, atomic_write, writing
-from .look import glance, script, sphinx_settings, style
+from .look import glance, script, style
 from .page import Page, as_markdown, below_title, exported_to, processed, symbols_of, title_of
 from .pipeline import pipeline_names
 from .records import patch
 from .run import run as run_pipeline
-from .report import outside_requests
 
 # %% ../nbs/api/20f_site.ipynb #db64d932
 def sources(nbs:Path)->dict: # {page: file}, in order
@@ -59,8 +58,9 @@ lab = 'http://localhost:8888/lab/tree/' # where `make lab` answers
 
 def committed(file:Path)->str: # '': nobody knows
     "The day on which a file was changed last"
-    done = subprocess.run(['git','log','-1','--format=%cs','--',file.name], cwd=file.parent, capture_output=True, text=True) if file.exists() else None
-    return done.stdout.strip() if done and done.returncode == 0 else ''
+    try: done = subprocess.run(['git','log','-1','--format=%cs','--',file.name], cwd=file.parent, capture_output=True, text=True)
+    except OSError: return '' # no git, or no such folder
+    return done.stdout.strip() if done.returncode == 0 else ''
 
 def origin_of(
     facts:dict, # as of `latest_executed`
