@@ -2692,6 +2692,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlops_nb.site.Site.to_folders': ('api/site.html#site.to_folders', 'mlops_nb/site.py'),
                                'mlops_nb.site.Site.under': ('api/site.html#site.under', 'mlops_nb/site.py'),
                                'mlops_nb.site.anew_after_failure': ('api/site.html#anew_after_failure', 'mlops_nb/site.py'),
+                               'mlops_nb.site.as_pages': ('api/site.html#as_pages', 'mlops_nb/site.py'),
                                'mlops_nb.site.build': ('api/site.html#build', 'mlops_nb/site.py'),
                                'mlops_nb.site.build_project': ('api/site.html#build_project', 'mlops_nb/site.py'),
                                'mlops_nb.site.check_parts': ('api/site.html#check_parts', 'mlops_nb/site.py'),

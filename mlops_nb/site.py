@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['lab', 'shelves', 'many', 'conf', 'sources', 'Site', 'open_site', 'committed', 'origin_of', 'toctree', 'text_of',
-           'put_files', 'run_sphinx', 'remove_stale', 'without_code', 'dead_ends', 'leads_somewhere', 'site_folder',
-           'check_parts', 'check_place', 'replace_folder', 'gather', 'anew_after_failure', 'build', 'build_project',
-           'step_of', 'site_progress']
+           'put_files', 'run_sphinx', 'remove_stale', 'without_code', 'dead_ends', 'leads_somewhere', 'as_pages',
+           'site_folder', 'check_parts', 'check_place', 'replace_folder', 'gather', 'anew_after_failure', 'build',
+           'build_project', 'step_of', 'site_progress']
 
 # %% ../nbs/api/20f_site.ipynb #2f1d1c51
 import json, os, re, subprocess, sys, tempfile
@@ -267,17 +267,22 @@ def leads_somewhere(folder:Path, page:str, tag:str, to:str, places:dict)->bool:
     return (folder/path).exists() and (not place or path not in places or unquote(place) in places[path])
 
 # %% ../nbs/api/20f_site.ipynb #39e6afee
+def as_pages(text:str)->str: # Markdown
+    "Links to source files as links to the pages as Markdown that are made of them"
+    return re.sub(r'\]\((?![a-z][a-z0-9+.-]*:)([^)#\s]+)\.(?:ipynb|md)(#[^)\s]*)?\)', r'](\1.html.md\2)', text)
+
 @patch
 def llms(self:Site)->dict: # {path: text}
     "What programs read of the site"
     told = {o: self.titles[o] for o in self.all_pages() if o in self.titles}
     name,purpose = told.pop('index', (self.name, ''))
-    def line(o): return f'- [{told[o][0]}]({o}.html.md)' + (f': {told[o][1]}' if told[o][1] else '')
+    def unlinked(text): return re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', text)
+    def line(o): return f'- [{told[o][0]}]({o}.html.md)' + (f': {unlinked(told[o][1])}' if told[o][1] else '')
     parts = {}
     for o in told: parts.setdefault(o.partition('/')[0] if '/' in o else 'more', []).append(line(o))
     text = '\n\n'.join([f'# {name}', *([f'> {purpose}'] if purpose else []), *(f'## {k.capitalize()}\n\n' + '\n'.join(v) for k,v in parts.items())]) + '\n'
     as_text = lambda v: as_markdown(v) if isinstance(v, dict) else v
-    return {'llms.txt': text} | {f'{o}.html.md': re.sub(r'(?s)```\{toctree\}.*?```\n*', '', as_text(self.pages[self.file_of(o)])) for o in self.all_pages() if self.file_of(o) in self.pages}
+    return {'llms.txt': text} | {f'{o}.html.md': as_pages(re.sub(r'(?s)```\{toctree\}.*?```\n*', '', as_text(self.pages[self.file_of(o)]))) for o in self.all_pages() if self.file_of(o) in self.pages}
 
 # %% ../nbs/api/20f_site.ipynb #7cd5481d
 def site_folder(settings)->Path:
