@@ -6,7 +6,7 @@
 __all__ = ['Html', 'safe', 'tag', 'joined', 'html_table', 'facts_table', 'folded', 'html_block', 'plain', 'masked']
 
 # %% ../nbs/api/11k_markup.ipynb #82c88274
-import re
+import json, re
 from html import escape
 from .config import hidden_values, mask_url
 
@@ -76,7 +76,8 @@ def masked(
     text:str, # of a page
 )->str:
     "A page without the values of secrets, and without the path of the project"
-    text = text.replace(f'{safe(settings.root)}/', '').replace(f'{settings.root}/', '')
+    def forms(v): return dict.fromkeys(o for w in (v, json.dumps(v)[1:-1]) for o in (w, safe(w), safe(w).replace('`', '&#96;'), plain(w))) # as pages write it
+    for o in forms(f'{settings.root}/'): text = text.replace(o, '')
     for v in sorted(hidden_values(settings).values(), key=len, reverse=True):
-        for o in dict.fromkeys((v, safe(v), plain(v))): text = text.replace(o, '***')
+        for o in forms(v): text = text.replace(o, '***')
     return text
