@@ -247,7 +247,7 @@ def model_pages(
 )->dict: # {path: MyST Markdown or bytes}
     "The pages of all models"
     head,models = 'models/index.md', models_on_record(ws) if ws else {}
-    if not models: return {head: no_page('Models', 'No model is registered yet. A stage with a Model output makes one:', 'mlops-nb run flights')}
+    if not models: return {head: no_page('Models', 'No model is registered yet. A stage with a Model output makes one:', 'mlops-nb run PIPELINE')}
     champion = {}
     for o in models:
         line = champions(history(ws, o))
@@ -290,5 +290,5 @@ def year_told(name:str, o:dict)->str: # MyST Markdown
 def year_pages(settings)->dict: # {path: MyST Markdown}
     "The page of the years that were lived through"
     found = years_on_record(settings)
-    if not found: return {'year/index.md': no_page('The year', 'No year was lived through here yet: a server answers, a watcher looks, learns and promotes, and only the clock is ours.', 'mlops-nb replay flights')}
+    if not found: return {'year/index.md': no_page('The year', 'No year was lived through here yet: a server answers, a watcher looks, learns and promotes, and only the clock is ours.', 'mlops-nb replay NAME')}
     return {'year/index.md': '# The year\n\nA year that has passed went by once more: month after month flights were asked about, and outcomes came late. *Continuous* is the model that kept learning by itself, *frozen* the first one, never trained again.\n\n' + '\n'.join(year_told(k, v) for k,v in found.items())}
