@@ -18,6 +18,7 @@ from urllib.parse import unquote
 from .config import nbdev_paths, read_pyproject
 from .core import ConfigError, StageError, atomic_write, writing
 from .look import glance, script, style
+from .markup import masked
 from .page import Page, as_markdown, below_title, exported_to, processed, symbols_of, title_of
 from .pipeline import pipeline_names
 from .records import patch
@@ -362,11 +363,12 @@ def build(
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError: raise ConfigError("somebody else is building this site", where=str(home), remedy="wait until that has ended") from None
         site = gather(settings, more, executed)
-        put_files(home/'source', site.pages | {'conf.py': conf.format(name=site.name), '_static/site.css': style, '_static/site.js': script})
+        def clean(files): return {k: v if isinstance(v, bytes) else masked(settings, text_of(v).decode()) for k,v in files.items()}
+        put_files(home/'source', clean(site.pages) | {'conf.py': conf.format(name=site.name), '_static/site.css': style, '_static/site.js': script})
         with anew_after_failure(home/'doctrees'):
             run_sphinx(home/'source', built, told, settings.jobs)
             remove_stale(built, site.all_pages())
-            for k,v in site.llms().items(): atomic_write(built/k, v)
+            for k,v in clean(site.llms()).items(): atomic_write(built/k, v)
             if dead := dead_ends(built): raise StageError("the site has links that lead nowhere:\n" + '\n'.join(f'  {page}: {to}' for page,to in dead[:20]), where=str(built), remedy="correct the notebooks that these pages are made of")
         with writing(dest, 'the site', ConfigError): replace_folder(built, dest)
     return dest/'index.html'
