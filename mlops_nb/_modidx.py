@@ -2701,6 +2701,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlops_nb.site.dead_ends': ('api/site.html#dead_ends', 'mlops_nb/site.py'),
                                'mlops_nb.site.gather': ('api/site.html#gather', 'mlops_nb/site.py'),
                                'mlops_nb.site.leads_somewhere': ('api/site.html#leads_somewhere', 'mlops_nb/site.py'),
+                               'mlops_nb.site.only_builder': ('api/site.html#only_builder', 'mlops_nb/site.py'),
                                'mlops_nb.site.open_site': ('api/site.html#open_site', 'mlops_nb/site.py'),
                                'mlops_nb.site.origin_of': ('api/site.html#origin_of', 'mlops_nb/site.py'),
                                'mlops_nb.site.put_files': ('api/site.html#put_files', 'mlops_nb/site.py'),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['lab', 'shelves', 'many', 'conf', 'sources', 'Site', 'open_site', 'committed', 'origin_of', 'toctree', 'text_of',
            'put_files', 'run_sphinx', 'remove_stale', 'without_code', 'dead_ends', 'leads_somewhere', 'as_pages',
-           'site_folder', 'check_parts', 'check_place', 'replace_folder', 'gather', 'anew_after_failure', 'build',
-           'build_project', 'step_of', 'site_progress']
+           'site_folder', 'check_parts', 'check_place', 'replace_folder', 'gather', 'only_builder',
+           'anew_after_failure', 'build', 'build_project', 'step_of', 'site_progress']
 
 # %% ../nbs/api/20f_site.ipynb #2f1d1c51
 import json, os, re, subprocess, sys, tempfile
@@ -335,6 +335,16 @@ def gather(
 
 # %% ../nbs/api/20f_site.ipynb #591a0a24
 @contextmanager
+def only_builder(home:Path):
+    "In the block, nobody else builds this site"
+    import fcntl
+    home.mkdir(parents=True, exist_ok=True)
+    with open(home/'lock', 'w') as f:
+        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError: raise ConfigError("somebody else is building this site", where=str(home), remedy="wait until that has ended") from None
+        yield
+
+@contextmanager
 def anew_after_failure(known:Path):
     "What Sphinx knows of pages is forgotten if the block didn't come to its end the last time"
     import shutil
@@ -353,15 +363,11 @@ def build(
     told=lambda line: None, # hears what is being done
 )->Path: # its first page
     "Build the site"
-    import fcntl
     check_parts()
     home = site_folder(settings)
     dest,built = Path(dest or home/'html').resolve(), home/'built'
     with writing(dest, 'the site', ConfigError): check_place(dest, settings.root.resolve())
-    home.mkdir(parents=True, exist_ok=True)
-    with open(home/'lock', 'w') as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: raise ConfigError("somebody else is building this site", where=str(home), remedy="wait until that has ended") from None
+    with only_builder(home):
         site = gather(settings, more, executed)
         def clean(files): return {k: v if isinstance(v, bytes) else masked(settings, text_of(v).decode()) for k,v in files.items()}
         put_files(home/'source', clean(site.pages) | {'conf.py': conf.format(name=site.name), '_static/site.css': style, '_static/site.js': script})
