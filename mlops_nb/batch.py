@@ -12,7 +12,7 @@ import glob, json, os, re
 from contextlib import ExitStack
 from pathlib import Path
 from .contract import record
-from .core import ConfigError, ModelError, ParameterError, StageError, did_you_mean
+from .core import BadData, ConfigError, ModelError, ParameterError, StageError, did_you_mean
 from .loader import read_about
 from .new import library_root
 from .package import fit_rows, load_package, package_digest
@@ -21,7 +21,6 @@ from .records import patch
 from .registry import Version, parse_ref
 from .run import run as run_pipeline
 from .source import _glob_root, is_glob
-from .validate import BadData
 
 _counts_as_file = True # a stage that uses this module depends on its text, not on whatever it might look at
 

@@ -863,9 +863,10 @@ def report_page(settings, run:str, out:str|None)->Path:
     "Make the report of a run; `out` is a file or a folder"
     from mlops_nb.account import run_report
     from mlops_nb.core import atomic_copy
+    if out and Path(out).suffix not in ('', '.html'): raise ParameterError("a report is an HTML page", where=f'--out {out}', remedy="name a folder, or a file that ends with .html")
     page = run_report(settings, run)
     if not out: return page
-    dest = Path(out)/page.name if Path(out).is_dir() or not Path(out).suffix else Path(out)
+    dest = Path(out) if Path(out).suffix else Path(out)/page.name
     dest.parent.mkdir(parents=True, exist_ok=True)
     atomic_copy(page, dest)
     return dest.resolve()
@@ -873,13 +874,14 @@ def report_page(settings, run:str, out:str|None)->Path:
 # %% ../nbs/api/21_cli.ipynb #f9a32671
 @app.command()
 def docs(
-    out:Annotated[Optional[str], typer.Option('--out', metavar='FOLDER', help='where it goes; default: .mlops/site/html', show_default=False)]=None,
+    out:Annotated[Optional[str], typer.Option('--out', metavar='FOLDER', help='where it goes; default: .mlops/site/html. With --run also an .html file', show_default=False)]=None,
     run:Annotated[Optional[str], typer.Option('--run', metavar='RUN', help='no site, but the report of a run: one page, to be sent to somebody', show_default=False)]=None,
     execute:Annotated[bool, typer.Option('--execute', help='run the pipelines first: what is not up to date')]=False,
     open_it:Annotated[bool, typer.Option('--open', help='show it in a browser')]=False,
     env:Env=None, as_json:Json=False,
 ):
     "Build the site of the project: notebooks, reference, and what is recorded."
+    if run and execute: raise ParameterError("a report tells of a run that was, and executes nothing", where='command line', remedy="leave --execute out")
     settings = settings_of(env)
     page = report_page(settings, run, out) if run else site_page(settings, out, execute)
     if as_json: print_json(dict(page=str(page)))

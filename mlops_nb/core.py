@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MlopsError', 'ConfigError', 'NotebookError', 'ParameterError', 'PipelineError', 'ModelError', 'StoreError',
-           'DamagedError', 'LedgerError', 'StageError', 'Stopped', 'did_you_mean', 'plain_text', 'digest_bytes',
-           'digest_json', 'digest_file', 'list_tree', 'digest_path', 'short', 'now', 'new_id', 'fsync_path',
-           'atomic_path', 'atomic_write', 'exchange', 'atomic_copy', 'writing']
+           'DamagedError', 'LedgerError', 'StageError', 'BadData', 'Stopped', 'did_you_mean', 'plain_text',
+           'digest_bytes', 'digest_json', 'digest_file', 'list_tree', 'digest_path', 'short', 'now', 'new_id',
+           'fsync_path', 'atomic_path', 'atomic_write', 'exchange', 'atomic_copy', 'writing']
 
 # %% ../nbs/api/00_core.ipynb #03d62235
 import errno, hashlib, json, os, re, secrets, shutil, sys
@@ -79,6 +79,8 @@ class LedgerError(MlopsError):
 class StageError(MlopsError):
     "A stage was started and failed"
     exit_code = 1
+class BadData(StageError): "A table isn't what its schema says"
+
 
 # %% ../nbs/api/00_core.ipynb #0f660768
 class Stopped(MlopsError):

@@ -12,19 +12,17 @@ import importlib, json, os, re
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
-from .core import NotebookError
-from .notebook import Notebook
+from .notebook import Notebook, read_notebook
 from .readme import readme_text
 from .records import patch
 
 # %% ../nbs/api/20_page.ipynb #69234ccd
 def processed(path:Path):
     "A notebook as nbdev prepares it for readers; each cell knows its directives"
-    from fastcore.nbio import read_nb
+    from fastcore.nbio import dict2nb
     from nbdev.process import NBProcessor
     from nbdev.processors import filter_stream_, hide_, hide_line, populate_language, rm_header_dash, strip_ansi
-    try: nb = read_nb(path)
-    except (OSError, ValueError) as e: raise NotebookError(f"this is no notebook: {e}", where=str(path), remedy="open it in JupyterLab, and save it") from e
+    nb = dict2nb(read_notebook(path).raw)
     proc = NBProcessor(nb=nb, procs=[populate_language, strip_ansi, hide_line, filter_stream_, rm_header_dash, hide_])
     proc.process()
     return proc.nb

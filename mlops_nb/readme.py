@@ -29,7 +29,7 @@ def cell_markdown(cell:Cell)->str:
     "A cell, and what it put out, as Markdown; '' if it is hidden"
     if cell.has_role('hide'): return ''
     if cell.kind == 'markdown': return cell.source.strip()
-    code = '\n'.join(o for o in cell.source.splitlines() if not o.startswith('#|')).strip()
+    code = '\n'.join(o for o in cell.source.splitlines() if not o.startswith('#|') or cell.source.startswith('%%')).strip() # what a cell writes into a file is all the file's
     shown = [f'```python\n{code}\n```'] if code else []
     return '\n\n'.join(o for o in (*shown, *map(output_markdown, cell.outputs)) if o)
 

@@ -6,7 +6,7 @@
 __all__ = ['lab', 'shelves', 'many', 'conf', 'sources', 'Site', 'open_site', 'committed', 'origin_of', 'toctree', 'text_of',
            'put_files', 'run_sphinx', 'remove_stale', 'without_code', 'dead_ends', 'leads_somewhere', 'as_pages',
            'site_folder', 'check_parts', 'check_place', 'replace_folder', 'gather', 'only_builder',
-           'anew_after_failure', 'build', 'build_project', 'step_of', 'site_progress']
+           'anew_after_failure', 'build', 'from_root', 'build_project', 'step_of', 'site_progress']
 
 # %% ../nbs/api/20f_site.ipynb #2f1d1c51
 import json, os, re, subprocess, sys, tempfile
@@ -16,10 +16,10 @@ from html import escape, unescape
 from pathlib import Path
 from urllib.parse import unquote
 from .config import nbdev_paths, read_pyproject
-from .core import ConfigError, StageError, atomic_write, writing
-from .look import glance, script, style
+from .core import ConfigError, StageError, Stopped, atomic_write, writing
+from .look import glance, head, script, style
 from .markup import masked
-from .page import Page, as_markdown, below_title, exported_to, processed, symbols_of, title_of
+from .page import Page, as_markdown, exported_to, processed, symbols_of, title_of
 from .pipeline import pipeline_names
 from .records import patch
 from .run import run as run_pipeline
@@ -57,11 +57,12 @@ def open_site(settings)->Site:
 # %% ../nbs/api/20f_site.ipynb #ab271fd4
 lab = 'http://localhost:8888/lab/tree/' # where `make lab` answers
 
-def committed(file:Path)->str: # '': nobody knows
-    "The day on which a file was changed last"
-    try: done = subprocess.run(['git','log','-1','--format=%cs','--',file.name], cwd=file.parent, capture_output=True, text=True)
+def committed(file:Path)->str: # '': nobody knows, or it has been changed since
+    "The day on which a file was committed as it is"
+    def git(*args): return subprocess.run(['git', *args, '--', file.name], cwd=file.parent, capture_output=True, text=True)
+    try: done = git('log','-1','--format=%cs') if git('diff','--quiet','HEAD').returncode == 0 else None
     except OSError: return '' # no git, or no such folder
-    return done.stdout.strip() if done.returncode == 0 else ''
+    return done.stdout.strip() if done and done.returncode == 0 else ''
 
 def origin_of(
     facts:dict, # as of `latest_executed`
@@ -171,11 +172,15 @@ def append(self:Site, doc:str, text:str):
     else: self.pages[file]['cells'].append(dict(cell_type='markdown', id=f"c{len(self.pages[file]['cells'])}", metadata={}, source=text))
 
 @patch
-def below(self:Site, doc:str, text:str):
-    "Put something below a page's title"
+def after_first_words(self:Site, doc:str, text:str):
+    "Put something below a page's first paragraph"
     file = self.file_of(doc)
-    if file.endswith('.md'): self.pages[file] = below_title([dict(cell_type='markdown', source=self.pages[file])], self.name, text)[0]['source']
-    else: self.pages[file]['cells'] = [o | dict(id=f'c{i}') for i,o in enumerate(below_title(self.pages[file]['cells'], self.name, text))]
+    if file.endswith('.md'): return self.append(doc, text)
+    cells = self.pages[file]['cells']
+    at = next((i for i,o in enumerate(cells) if o['cell_type'] == 'markdown' and not o['source'].lstrip().startswith('# ')), len(cells)-1)
+    first,_,rest = cells[at]['source'].strip().partition('\n\n')
+    parts = [cells[at] | dict(source=o) for o in (first, text, rest) if o]
+    self.pages[file]['cells'] = [o | dict(id=f'c{i}') for i,o in enumerate([*cells[:at], *parts, *cells[at+1:]])]
 
 @patch
 def shelve(self:Site):
@@ -226,6 +231,7 @@ def run_sphinx(
         p = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=err, stdin=subprocess.DEVNULL, text=True, env=os.environ | dict(PYTHONWARNINGS='ignore', NO_COLOR='1'))
         try:
             for line in p.stdout: told(line.strip())
+        except KeyboardInterrupt: raise Stopped("building the site was stopped; the one that was there is as it was", remedy="the same command again: mlops-nb docs") from None
         finally:
             if p.poll() is None and sys.exc_info()[0]: p.terminate()
             p.wait()
@@ -329,7 +335,7 @@ def gather(
     for doc,text in texts.items(): site.add_text(doc, text)
     if 'index' not in site.titles: site.add_text('index', f'# {site.name}\n')
     for o in sorted({k.partition('/')[0] for k in site.all_pages() if '/' in k}): site.list_folder(o, 'The library' if o == 'api' else o.capitalize())
-    if picture := glance(settings): site.below('index', picture)
+    if picture := glance(settings): site.after_first_words('index', picture)
     site.shelve()
     return site
 
@@ -370,7 +376,7 @@ def build(
     with only_builder(home):
         site = gather(settings, more, executed)
         def clean(files): return {k: v if isinstance(v, bytes) else masked(settings, text_of(v).decode()) for k,v in files.items()}
-        put_files(home/'source', clean(site.pages) | {'conf.py': conf.format(name=site.name), '_static/site.css': style, '_static/site.js': script})
+        put_files(home/'source', clean(site.pages) | {'conf.py': conf.format(name=site.name), '_templates/page.html': head, '_static/site.css': style, '_static/site.js': script})
         with anew_after_failure(home/'doctrees'):
             run_sphinx(home/'source', built, told, settings.jobs)
             remove_stale(built, site.all_pages())
@@ -378,6 +384,13 @@ def build(
             if dead := dead_ends(built): raise StageError("the site has links that lead nowhere:\n" + '\n'.join(f'  {page}: {to}' for page,to in dead[:20]), where=str(built), remedy="correct the notebooks that these pages are made of")
         with writing(dest, 'the site', ConfigError): replace_folder(built, dest)
     return dest/'index.html'
+
+# %% ../nbs/api/20f_site.ipynb #8704b966
+def from_root(text:str, settings)->str:
+    "Markdown of the project's root as a page of the site: links to what isn't there are only their words"
+    nbs = settings.nbs.relative_to(settings.root).as_posix()
+    def moved(m): return f'{m[1]}({m[2].removeprefix(nbs + "/")})' if m[2].startswith(f'{nbs}/') else m[1][1:-1]
+    return re.sub(r'(\[[^\]]*\])\((?![a-z][a-z0-9+.-]*:|#)([^)\s]+)\)', moved, text)
 
 # %% ../nbs/api/20f_site.ipynb #422f29d4
 def build_project(
@@ -398,7 +411,7 @@ def build_project(
         if r.status != 'completed': raise StageError(f"the pipeline {o} did not complete", where=str(settings.nbs), remedy=f"see what happened: mlops-nb show {r.run}")
     more = living_pages(settings) | settings_page() | (command_pages(app) if app else {})
     log = settings.root/'CHANGELOG.md'
-    if log.is_file(): more['changelog.md'] = log.read_text('utf-8')
+    if log.is_file(): more['changelog.md'] = from_root(log.read_text('utf-8'), settings)
     return build(settings, dest, more, lambda p, s: latest_executed(settings, p, s), told)
 
 # %% ../nbs/api/20f_site.ipynb #f5dcad18

@@ -11,11 +11,19 @@ root = Path(__file__).resolve().parents[1]
 env = {k: v for k, v in os.environ.items() if not k.startswith('MLOPS_')} | dict(MLOPS_MLFLOW='none', PYTHONPATH=os.pathsep.join(filter(None, ['.', str(root), os.environ.get('PYTHONPATH')])), COLUMNS='120')
 
 
-def cli(folder, *args, code=0):
+def cli(folder, *args, code=0, **more):
     "What `mlops-nb ARGS` prints"
-    done = subprocess.run([sys.executable, '-m', 'mlops_nb.cli', *args], cwd=folder, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-m', 'mlops_nb.cli', *args], cwd=folder, env=env | more, capture_output=True, text=True)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+lacking = """import importlib.abc, sys
+class Lacking(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in ('pandera', 'mlflow', 'optuna', 'fastapi', 'skops', 'onnxruntime', 'skl2onnx', 'alembic', 'matplotlib'): raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+sys.meta_path.insert(0, Lacking())
+"""
 
 
 @pytest.fixture(scope='module')
@@ -69,11 +77,13 @@ def test_what_it_has(town):
     assert 'pipelines/starter/03_train.html.md' in (site/'llms.txt').read_text() and (site/'pipelines/starter/03_train.html.md').is_file()
 
 
-def test_again_gives_the_same_and_wrong_changes_nothing(town):
+def test_again_gives_the_same_and_wrong_changes_nothing(town, tmp_path):
     folder, site = town
     def files(): return {o.relative_to(site).as_posix(): o.read_bytes() for o in site.rglob('*') if o.suffix in ('.html', '.md', '.txt') and o.stem not in ('genindex', 'search')}
     before = files()
-    cli(folder, 'docs')
+    bare = tmp_path/'sitecustomize.py' # a new project has no other extras
+    bare.write_text(lacking)
+    cli(folder, 'docs', PYTHONPATH=f"{tmp_path}{os.pathsep}{env['PYTHONPATH']}")
     assert files() == before
     wrong = folder/'nbs'/'howto'/'wrong.md'
     wrong.write_text('# Wrong\n\n[nowhere](nowhere.md)\n')
