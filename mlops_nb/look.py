@@ -13,7 +13,7 @@ from .core import MlopsError
 from .graph import flow_of, flow_picture
 from .latest import latest_executed
 from .pipeline import load_pipeline, pipeline_names
-from .show import number
+from .show import against_baseline, number
 
 # %% ../nbs/api/20e_look.ipynb #dae473da
 def slug(title:str)->str:
@@ -99,15 +99,15 @@ def shown_stage(p): # `Stage`; None: there is none
 
 def parameters_of(stage, lines:int=8)->str:
     "The parameters cell of a stage, or its beginning"
-    found = [re.sub(r'\s+# [^"\']*$', '', o) for o in stage.nb.role('parameters')[0].source.splitlines() if o.strip() and not o.startswith('#|')]
+    found = [re.sub(r'\s+# [^"]*$', '', o) for o in stage.nb.role('parameters')[0].source.splitlines() if o.strip() and not o.startswith('#|')]
     return '\n'.join(found[:lines] + (['…'] if len(found) > lines else []))
 
 # %% ../nbs/api/20e_look.ipynb #15697328
 def came_out(settings, p)->str: # lines; '': nobody knows
     "What a pipeline's last stage has recorded most recently"
     found = latest_executed(settings, p.name, p.order[-1])
-    told = list((found[1]['metrics'] if found else {}).items())[:6]
-    return ''.join(f'\n{k:<18} {number(v)}' for k,v in told if isinstance(v, (int,float)))
+    metrics = {k: v for k,v in (found[1]['metrics'] if found else {}).items() if isinstance(v, (int,float))}
+    return ''.join(f'\n{o}' for o in against_baseline(metrics) or [f'{k}: {number(v)}' for k,v in list(metrics.items())[:5]])
 
 def glance(
     settings,
