@@ -3187,7 +3187,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlops_nb.trigger.of_window': ('api/trigger.html#of_window', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.outside': ('api/trigger.html#outside', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.pairs_of': ('api/trigger.html#pairs_of', 'mlops_nb/trigger.py'),
-                                  'mlops_nb.trigger.pass_former': ('api/trigger.html#pass_former', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.pass_others': ('api/trigger.html#pass_others', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.place_text': ('api/trigger.html#place_text', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.plain_pattern': ('api/trigger.html#plain_pattern', 'mlops_nb/trigger.py'),

@@ -9,8 +9,7 @@ __all__ = ['kinds', 'key_says', 'punctual', 'most_at_once', 'countable', 'span_o
            'quiet_until', 'Event', 'Seen', 'at_moment', 'caught_up', 'look_at_clock', 'place_text', 'plain_pattern',
            'fields_of', 'files_of', 'is_settled', 'short_path', 'look_at_files', 'value_of', 'plain_value', 'as_order',
            'grown', 'look_at_query', 'named_by', 'alert_rows', 'version_key', 'alerts_by_window', 'of_window',
-           'champion_of', 'pass_others', 'pass_former', 'look_at_alerts', 'outside', 'look_for', 'from_here',
-           'waits_for', 'due_next']
+           'champion_of', 'pass_others', 'look_at_alerts', 'outside', 'look_for', 'from_here', 'waits_for', 'due_next']
 
 # %% ../nbs/api/17_trigger.ipynb #24e477e2
 import glob, os, re, shlex, time
@@ -476,19 +475,13 @@ def pass_others(t:Trigger, new:list, champion:str)->Event:
     one.data |= {k: last[k] for k in ('labelled','labelled_month') if k in last}
     return one
 
-def pass_former(new:list, champion:str):
-    "What is said of other versions alone starts nothing"
-    for o in new: o.passed = f"version {o.data['version']} is not the champion; that is version {champion}"
-
 def look_at_alerts(ws, t:Trigger, state:dict|None, now:datetime)->Seen:
     "Are there windows with alerts that nobody has answered?"
     seen = (state or {}).get('windows', [])
     found = [of_window(t, *k, rows, now) for k,rows in alerts_by_window(alert_rows(ws, t)).items()]
     new = [o for o in found if o.event not in seen]
     if not new: return Seen()
-    champion = champion_of(ws, t.model)
-    if champion and all(o.data['version'] != champion for o in new): pass_former(new, champion)
-    else: pass_others(t, new, champion)
+    pass_others(t, new, champion_of(ws, t.model))
     return Seen(new, dict(windows=[o.event for o in found]))
 
 # %% ../nbs/api/17_trigger.ipynb #e20de02a
