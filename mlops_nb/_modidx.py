@@ -3176,6 +3176,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlops_nb.trigger.from_here': ('api/trigger.html#from_here', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.grown': ('api/trigger.html#grown', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.is_settled': ('api/trigger.html#is_settled', 'mlops_nb/trigger.py'),
+                                  'mlops_nb.trigger.known_by_now': ('api/trigger.html#known_by_now', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.length_text': ('api/trigger.html#length_text', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.look_at_alerts': ('api/trigger.html#look_at_alerts', 'mlops_nb/trigger.py'),
                                   'mlops_nb.trigger.look_at_clock': ('api/trigger.html#look_at_clock', 'mlops_nb/trigger.py'),

@@ -9,7 +9,8 @@ __all__ = ['kinds', 'key_says', 'punctual', 'most_at_once', 'countable', 'span_o
            'quiet_until', 'Event', 'Seen', 'at_moment', 'caught_up', 'look_at_clock', 'place_text', 'plain_pattern',
            'fields_of', 'files_of', 'is_settled', 'short_path', 'look_at_files', 'value_of', 'plain_value', 'as_order',
            'grown', 'look_at_query', 'named_by', 'alert_rows', 'version_key', 'alerts_by_window', 'of_window',
-           'champion_of', 'pass_others', 'look_at_alerts', 'outside', 'look_for', 'from_here', 'waits_for', 'due_next']
+           'champion_of', 'pass_others', 'known_by_now', 'look_at_alerts', 'outside', 'look_for', 'from_here',
+           'waits_for', 'due_next']
 
 # %% ../nbs/api/17_trigger.ipynb #24e477e2
 import glob, os, re, shlex, time
@@ -475,13 +476,19 @@ def pass_others(t:Trigger, new:list, champion:str)->Event:
     one.data |= {k: last[k] for k in ('labelled','labelled_month') if k in last}
     return one
 
+def known_by_now(ws, model:str, said:dict)->dict: # {labelled, labelled_month}; {}: no more than was said
+    "The last window whose outcomes are known, as the monitor has it now: an alert may have waited for weeks until a trigger had cooled down"
+    now = (ws.ledger.state_of(f'monitor:{model}:{ws.settings.monitor_window}') or {}).get('labelled', '')
+    return dict(labelled=now, labelled_month=int(now[5:7])) if now > said.get('labelled', '') else {}
+
 def look_at_alerts(ws, t:Trigger, state:dict|None, now:datetime)->Seen:
     "Are there windows with alerts that nobody has answered?"
     seen = (state or {}).get('windows', [])
     found = [of_window(t, *k, rows, now) for k,rows in alerts_by_window(alert_rows(ws, t)).items()]
     new = [o for o in found if o.event not in seen]
     if not new: return Seen()
-    pass_others(t, new, champion_of(ws, t.model))
+    one = pass_others(t, new, champion_of(ws, t.model))
+    one.data |= known_by_now(ws, t.model, one.data)
     return Seen(new, dict(windows=[o.event for o in found]))
 
 # %% ../nbs/api/17_trigger.ipynb #e20de02a
