@@ -3444,6 +3444,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlops_nb.work.gather': ('api/work.html#gather', 'mlops_nb/work.py'),
                                'mlops_nb.work.give_up': ('api/work.html#give_up', 'mlops_nb/work.py'),
                                'mlops_nb.work.gzip_whole': ('api/work.html#gzip_whole', 'mlops_nb/work.py'),
+                               'mlops_nb.work.has_injected': ('api/work.html#has_injected', 'mlops_nb/work.py'),
                                'mlops_nb.work.injected': ('api/work.html#injected', 'mlops_nb/work.py'),
                                'mlops_nb.work.input_artifacts': ('api/work.html#input_artifacts', 'mlops_nb/work.py'),
                                'mlops_nb.work.input_rows': ('api/work.html#input_rows', 'mlops_nb/work.py'),

@@ -6,8 +6,8 @@
 __all__ = ['readable', 'secret_values', 'looks_whole', 'parquet_whole', 'json_whole', 'gzip_whole', 'save_call', 'check_output',
            'secret_in', 'check_no_secret', 'Work', 'input_artifacts', 'paths', 'injected', 'write_prepared', 'leave',
            'input_rows', 'differing', 'write_earlier', 'start_work', 'keep_origin', 'keep_notebook', 'check_inputs',
-           'check_code', 'store_outputs', 'error_of', 'source_cell', 'recorded', 'keep_failing', 'gather', 'end_work',
-           'give_up', 'is_known', 'set_aside', 'publish']
+           'check_code', 'store_outputs', 'error_of', 'has_injected', 'source_cell', 'recorded', 'keep_failing',
+           'gather', 'end_work', 'give_up', 'is_known', 'set_aside', 'publish']
 
 # %% ../nbs/api/08a_work.ipynb #b8492dfc
 import json, os, shutil, time, zipfile
@@ -297,10 +297,14 @@ def error_of(e:Exception)->dict:
     return dict(kind='output', ename=type(e).__name__, evalue=str(e), **told)
 
 # %% ../nbs/api/08a_work.ipynb #5c35d7a7
+def has_injected(work:Work)->bool: 
+    "Has the executed notebook a cell that its source lacks? Also when the store is gone, of which an error tells"
+    return bool(work.stage.of_type(*path_types) or work.stage.changed or work.secrets)
+
 def source_cell(work:Work, n:int)->int:
     "The number in the source of cell `n` of the executed notebook"
     at = next((o.index for o in work.stage.nb.cells if 'parameters' in o.tags), 0)
-    return n if n <= at or not injected(work) else max(n-1, 1)
+    return n if n <= at or not has_injected(work) else max(n-1, 1)
 
 # %% ../nbs/api/08a_work.ipynb #3b34caa0
 def recorded(work:Work)->dict: # metrics: {name: number}, steps: {name: [[step, number]]}, gates: [outcome]

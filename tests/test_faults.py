@@ -460,7 +460,7 @@ def test_a_disk_is_full_or_read_only(project, mount, place, trouble):
     if trouble == 'full': fill(disk)
     else: mount.remount(disk, 'ro')
     why = 'No space left|full|unable to open' if trouble == 'full' else 'Read-only|readonly'
-    one_clear_error(project.cli('run', 'demo'), re.escape(str(disk)), why)
+    one_clear_error(project.cli('run', 'demo'), re.escape(str(disk.relative_to(project.root))), why)
     assert project.quiet() == []
     if trouble == 'full': (disk/'ballast').unlink()
     else: mount.remount(disk, 'rw')
@@ -473,7 +473,7 @@ def test_the_disk_of_all_state_is_full_at_some_point(project, mount, room):
     project.stage('01_make', 'rows: Out = "data/rows.txt"', 'open(rows, "w").write("1\\n"*200_000)')
     disk = mount(project.state, 'size=3m')
     fill(disk, room)
-    one_clear_error(project.cli('run', 'demo'), str(disk))
+    one_clear_error(project.cli('run', 'demo'), str(disk.relative_to(project.root)))
     assert project.quiet() == []
     (disk/'ballast').unlink()
     assert project.ok().code == 0 and (project.data/'rows.txt').read_text() == '1\n'*200_000
