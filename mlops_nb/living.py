@@ -17,13 +17,13 @@ from .core import MlopsError, short
 from .drawing import picture
 from .fire import firing_facts, firing_of_run
 from .graph import Flow, flow_of, flow_of_rows, flow_picture, levels_of, purpose
-from .latest import behind, latest_executed, on_record, public_path, worker
+from .latest import behind, on_record, public_path, worker
 from .lineage import is_source, size_of
-from .markup import Html, facts_table, folded, html_block, html_table, joined, masked, plain, safe, tag
+from .markup import Html, facts_table, folded, html_block, html_table, joined, masked, plain, safe, tag, toctree
 from .parameters import path_types
 from .pipeline import load_pipeline, pipeline_folder, pipeline_names
 from .show import bytes_text, error_line, metrics_text, moment, params_text, run_head, seconds, took
-from .standing import gates_html, model_pages, no_page, plain_shell, study_pages, toctree, year_pages
+from .standing import gates_html, model_pages, no_page, plain_shell, study_pages, year_pages
 from .tables import as_rows
 
 # %% ../nbs/api/20c_living.ipynb #f7daa7e0

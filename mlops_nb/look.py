@@ -8,7 +8,6 @@ __all__ = ['style', 'script', 'head', 'quiet', 'colors', 'slug', 'sphinx_setting
 
 # %% ../nbs/api/20e_look.ipynb #fa4b7d0b
 import re
-from html import escape
 from .core import MlopsError
 from .graph import flow_of, flow_picture
 from .latest import latest_executed
@@ -40,17 +39,11 @@ div.cell_output table th { font-weight: 600; }
 div.cell details.hide.admonition { background: none; border: 0; box-shadow: none; margin: 0; padding: 0; }
 div.cell details.hide > summary > p.admonition-title { background: none; border: 0; margin: 0; padding: .1rem 0; font-weight: 400; font-size: var(--font-size--small); color: var(--color-foreground-secondary); }
 div.cell details.hide > summary > p.admonition-title::before { display: none; }
-div.cell_output img, .about-run img { max-width: 100%; height: auto; }
-svg.graph { max-width: none; }
+div.cell_output img { max-width: 100%; height: auto; }
 .glance { display: grid; grid-template-columns: 1fr; gap: .2rem 1.6rem; margin: 1.2rem 0 1.8rem; padding: .4rem 1.1rem .6rem; border: 1px solid var(--color-foreground-border); border-radius: .6rem; }
 .glance > div { min-width: 0; }
 .glance svg.flow { max-height: 34rem; }
 @media (min-width: 63rem) { .glance { grid-template: auto 1fr / minmax(0, 1fr) auto; } .glance > div:nth-child(2) { grid-row: 1 / span 2; grid-column: 2; } }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .9rem; margin: 1.4rem 0 2rem; }
-.cards > a { display: block; padding: .9rem 1rem; border: 1px solid var(--color-foreground-border); border-radius: .5rem; color: var(--color-foreground-primary); text-decoration: none; background: var(--color-background-secondary); }
-.cards > a:hover, .cards > a:focus-visible { border-color: var(--color-brand-primary); }
-.cards b { display: block; margin-bottom: .2rem; color: var(--color-brand-content); }
-.cards span { font-size: var(--font-size--small); color: var(--color-foreground-secondary); }
 @media (prefers-color-scheme: dark) { body:not([data-theme="light"]) div.cell_output img { filter: invert(.9) hue-rotate(180deg); } }
 body[data-theme="dark"] div.cell_output img { filter: invert(.9) hue-rotate(180deg); }
 .highlight .nn { text-decoration: none !important; }

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['chart_style', 'chart_w', 'chart_h', 'left', 'right', 'above', 'below', 'ticks', 'scaled', 'axes', 'chart',
            'is_number', 'keys', 'no_page', 'has_studies', 'study_facts', 'studies_on_record', 'best_so_far',
-           'study_charts', 'params_html', 'study_page', 'plain_shell', 'study_report_pages', 'study_pages', 'toctree',
+           'study_charts', 'params_html', 'study_page', 'plain_shell', 'study_report_pages', 'study_pages',
            'models_on_record', 'gates_html', 'card_pages', 'versions_html', 'audit_html', 'model_page', 'model_pages',
            'years_on_record', 'year_lines', 'year_told', 'year_pages']
 
@@ -16,11 +16,11 @@ from pathlib import Path
 from .card import card_folder, markdown_of
 from .core import MlopsError, short
 from .drawing import colors
-from .markup import Html, facts_table, folded, html_block, html_table, joined, plain, safe, tag
+from .markup import Html, facts_table, folded, html_block, html_table, joined, plain, safe, tag, toctree
 from .promote import champions, evidence_text, history
 from .registry import Version
 from .report import file_name, report_folder
-from .show import gate_text, metrics_text, moment, number, seconds
+from .show import metrics_text, moment, number, seconds
 
 # %% ../nbs/api/17d_standing.ipynb #361a28ea
 def ticks(
@@ -178,11 +178,6 @@ def study_pages(settings)->dict: # {path: MyST Markdown or bytes}
     rows = [[tag('a', o['name'], href=f'{file_name(o["name"])}.html'), o['target'], ', '.join(f'{d} {m}' for m,d in o['goals']), len(o['trials']), best(o), params_html(o['best'][0]['params']) if len(o['best']) == 1 else '', moment(o['begun'])] for o in found]
     table = html_table(['study','tunes','goal','trials','best','with','begun'], rows, right=['trials'], whole=['begun'])
     return {head: f'# Studies\n\nWhat was searched for, and found.\n\n{html_block(table)}\n{toctree(Path(o).stem for o in pages)}', **pages, **{k: v for o in reports.values() for k,v in o.items()}}
-
-def toctree(names, **options)->str:
-    "Pages below a page, which the theme shows beside it"
-    said = ''.join(f':{k}: {v}\n' for k,v in dict(hidden='', **options).items())
-    return f'```{{toctree}}\n{said}\n' + '\n'.join(names) + '\n```\n'
 
 # %% ../nbs/api/17d_standing.ipynb #8e60f54a
 def models_on_record(ws)->dict: # {name: [{version, digest, run, time}], the newest first}
